@@ -1,0 +1,1 @@
+"""Messages to token ids: the Baichuan format, and the Jinja templates of other models."""

@@ -1,0 +1,1 @@
+"""From a prompt to an answer: sampling, generation, and the loaded model that a user holds."""

@@ -1,0 +1,1 @@
+"""Chuan under other libraries' names."""

@@ -1,0 +1,1 @@
+"""Functions that turn the linears of a finished model into small ones."""
