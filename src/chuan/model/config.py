@@ -124,7 +124,13 @@ class ModelConfig:
     mlp_bias: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"):
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "max_position_embeddings",
+        ):
             _check_number(name, getattr(self, name), integer=True)
         _check_number("rms_norm_eps", self.rms_norm_eps)
         _check_number("rope_theta", self.rope_theta)
@@ -168,9 +174,7 @@ class ModelConfig:
             given["rope_theta"] = parameters["rope_theta"]
         scaling = values.get("rope_scaling")
         given["rope_scaling"] = RopeScaling.from_dict(scaling if scaling is not None else parameters)
-        missing = sorted(
-            {"vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"} - given.keys()
-        )
+        missing = sorted({"vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"} - given.keys())
         if missing:
             raise ChuanError(f"the model's configuration lacks {', '.join(missing)}")
         return cls(**given)
@@ -211,7 +215,7 @@ def _check_number(name: str, value: Any, *, integer: bool = False) -> None:
     kinds = (int,) if integer else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds):
         raise ChuanError(f"{name} must be {'an integer' if integer else 'a number'}, not {value!r}")
-    if not (0 < value and math.isfinite(value)) or (integer and value > _LARGEST):
+    if not (value > 0 and math.isfinite(value)) or (integer and value > _LARGEST):
         raise ChuanError(f"{name} must be positive{f' and at most {_LARGEST}' if integer else ''}, not {value!r}")
 
 

@@ -1,0 +1,100 @@
+"""Jinja chat templates of other models, in a sandbox, with contents that cannot forge control tokens.
+
+In: checked messages and a model's own template. Out: prompt ids, equal to transformers' `apply_chat_template` wherever
+no message holds a control string. Knows nothing of any particular template.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from chuan.chat.messages import Message
+from chuan.errors import ChuanError, PromptTooLongError, first_line
+from chuan.tokenizer.tokenizer import Tokenizer
+
+_STAND_INS = range(0xF0000, 0xFFFFD)  # a private-use plane of Unicode: no text has a meaning there
+
+
+class JinjaChat:
+    """A model's chat template. `special` names its special tokens (bos_token ...), which templates print."""
+
+    def __init__(self, tokenizer: Tokenizer, template: str, special: Mapping[str, str]) -> None:
+        self._tokenizer = tokenizer
+        self._special = dict(special)
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = _raise_exception
+        environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
+        try:
+            self._template = environment.from_string(template)
+        except jinja2.TemplateError as error:
+            raise ChuanError(f"the model's chat template is not valid Jinja: {first_line(error)}") from None
+        names = sorted(tokenizer.control_pieces, key=len, reverse=True)
+        self._control = re.compile("|".join(map(re.escape, names)) or r"(?!)")
+        # No control string can begin, end, or lie inside a content without these characters.
+        edges = {name[0] for name in names} | {name[-1] for name in names}
+        self._guarded = sorted(edges | {c for name in names for c in name if not c.isalnum()})
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        return ()
+
+    def render(self, messages: Sequence[Message], context_length: int, max_new_tokens: int | None) -> list[int]:
+        ids = self._encode(messages)
+        room = context_length - (max_new_tokens if max_new_tokens is not None else 1)
+        excess = len(ids) - room
+        if excess > 0:
+            raise PromptTooLongError(
+                f"the conversation is {excess} tokens too long: {len(ids)} for the {max(room, 0)} that a context of "
+                f"{context_length} leaves; shorten it or lower max_new_tokens",
+                excess,
+            )
+        return ids
+
+    def _encode(self, messages: Sequence[Message]) -> list[int]:
+        plain = self._render_text([{"role": m.role, "content": m.content} for m in messages])
+        guard, unguard = self._build_guards("".join(message.content for message in messages))
+        guarded = self._render_text([{"role": m.role, "content": m.content.translate(guard)} for m in messages])
+        trusted = [match.span() for match in self._control.finditer(guarded)]
+        # Stand-ins are one for one, so equal spans mean that no content takes part in a control string.
+        if guarded.translate(unguard) == plain and [m.span() for m in self._control.finditer(plain)] == trusted:
+            return self._tokenizer.encode(plain, control=True)
+        ids: list[int] = []
+        end = 0
+        for start, next_end in trusted:
+            ids += self._tokenizer.encode(guarded[end:start].translate(unguard))
+            ids.append(self._tokenizer.control_pieces[guarded[start:next_end]])
+            end = next_end
+        return ids + self._tokenizer.encode(guarded[end:].translate(unguard))
+
+    def _build_guards(self, text: str) -> tuple[dict[int, int], dict[int, int]]:
+        """Translation tables that hide the guarded characters behind ones that the text does not hold, and back."""
+        used = set(map(ord, text))
+        free = (code for code in _STAND_INS if code not in used)
+        guard = {ord(character): next(free) for character in self._guarded}
+        return guard, {stand_in: code for code, stand_in in guard.items()}
+
+    def _render_text(self, messages: list[dict[str, str]]) -> str:
+        values: dict[str, Any] = {"messages": messages, "add_generation_prompt": messages[-1]["role"] != "assistant"}
+        try:
+            return self._template.render(**values, **self._special)
+        except (jinja2.TemplateError, TypeError, ValueError, KeyError, ArithmeticError, RecursionError) as error:
+            raise ChuanError(f"the model's chat template refuses this conversation: {first_line(error)}") from None
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _to_json(value: Any, indent: int | None = None) -> str:
+    # Jinja's own filter escapes for HTML, which is not what templates mean.
+    return json.dumps(value, ensure_ascii=False, indent=indent)

@@ -1,0 +1,181 @@
+"""Model folders: Llama's (Hugging Face) and both generations of Baichuan.
+
+In: a folder. Out: a `Checkpoint`. Reads configuration, tokenizer and weights; `.py` files are never looked at.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from chuan.checkpoints.checkpoint import Checkpoint
+from chuan.checkpoints.json_file import read_json, read_json_if_there
+from chuan.checkpoints.layouts import Layout, build_baichuan_layout, build_llama_layout
+from chuan.checkpoints.weights import open_weights
+from chuan.errors import ChuanError
+from chuan.model.config import ModelConfig
+from chuan.tokenizer.json_tokenizer import JsonTokenizer
+from chuan.tokenizer.spm import SentencePieceTokenizer
+from chuan.tokenizer.tokenizer import Tokenizer
+
+BAICHUAN2_VOCABULARY = 125696
+
+
+def open_folder(folder: Path) -> Checkpoint:
+    """Reads what the folder says about itself."""
+    raw = read_json(folder / "config.json")
+    model_type = raw.get("model_type")
+    if model_type == "baichuan" or (model_type is None and "aichuan" in str(raw.get("architectures"))):
+        kind, config, layout = _read_baichuan(folder, raw)
+    elif model_type == "llama":
+        config = ModelConfig.from_dict(raw)
+        kind, layout = "Llama folder", build_llama_layout(config)
+    else:
+        raise ChuanError(f"{folder} holds a model of type {model_type!r:.60}; Chuan opens llama and baichuan")
+    generation_config = read_json_if_there(folder / "generation_config.json")
+    tokenizer_config = read_json_if_there(folder / "tokenizer_config.json")
+    special = _read_special_tokens(folder, tokenizer_config)
+    role_ids = read_role_ids(generation_config, config.vocab_size)
+    return Checkpoint(
+        path=folder,
+        kind=kind,
+        config=config,
+        layout=layout,
+        open_weights=functools.partial(open_weights, folder),
+        load_tokenizer=functools.partial(
+            load_folder_tokenizer,
+            folder,
+            special,
+            role_ids or (),
+            vocab_size=config.vocab_size,
+            add_bos=model_type == "llama" and role_ids is None,
+        ),
+        bits=_read_bits(folder, raw),
+        generation_config=generation_config,
+        chat_template=_read_template(folder, tokenizer_config),
+        special=special,
+        role_ids=role_ids,
+    )
+
+
+def load_folder_tokenizer(
+    folder: Path, special: Mapping[str, str], control_ids: tuple[int, ...], vocab_size: int, add_bos: bool
+) -> Tokenizer:
+    """`tokenizer.model` where role ids make it a Baichuan chat model or nothing else is there, else `tokenizer.json`.
+
+    Added tokens beyond the embedding (`<pad>` in published folders) are ignored: their ids crash a model.
+    """
+    model_file, json_file = folder / "tokenizer.model", folder / "tokenizer.json"
+    if model_file.is_file() and (control_ids or not json_file.is_file()):
+        # What tokenizer_config.json says is obeyed; left unsaid, Llama adds a bos and Baichuan does not.
+        says = read_json_if_there(folder / "tokenizer_config.json").get("add_bos_token")
+        add_bos = says if isinstance(says, bool) else add_bos
+        return SentencePieceTokenizer(_read_bytes(model_file), control_ids, add_bos=add_bos)
+    if json_file.is_file():
+        description = read_json(json_file)
+        added = description.get("added_tokens")
+        if isinstance(added, list):
+            description["added_tokens"] = [
+                t for t in added if isinstance(t, dict) and _is_below(t.get("id"), vocab_size)
+            ]
+        return JsonTokenizer(description, special, control_ids)
+    raise ChuanError(f"{folder} has no tokenizer: neither tokenizer.model nor tokenizer.json; fetch it again")
+
+
+def read_role_ids(generation_config: Mapping[str, Any], vocab_size: int) -> tuple[int, int] | None:
+    """The (user, assistant) ids of the Baichuan chat format, where `generation_config.json` has them."""
+    ids = (generation_config.get("user_token_id"), generation_config.get("assistant_token_id"))
+    if ids == (None, None):
+        return None
+    if any(isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < vocab_size for i in ids) or ids[0] == ids[1]:
+        raise ChuanError(
+            f"generation_config.json gives user_token_id {ids[0]!r} and assistant_token_id {ids[1]!r}; both must be "
+            f"different ids below the vocabulary of {vocab_size}"
+        )
+    return ids  # type: ignore[return-value]
+
+
+def _read_baichuan(folder: Path, raw: Mapping[str, Any]) -> tuple[str, ModelConfig, Layout]:
+    if raw.get("hidden_size") == 5120 or "max_position_embeddings" not in raw:
+        raise ChuanError(
+            f"{folder} is a Baichuan model with ALiBi positions (13B); Chuan opens the 7B family with RoPE"
+        )
+    architectures = raw.get("architectures")
+    name = architectures[0] if isinstance(architectures, list) and architectures else None
+    if name not in ("BaiChuanForCausalLM", "BaichuanForCausalLM"):
+        known = {64000: "BaiChuanForCausalLM", BAICHUAN2_VOCABULARY: "BaichuanForCausalLM"}
+        name = known.get(raw.get("vocab_size"))  # type: ignore[arg-type]
+        if name is None:
+            raise ChuanError(
+                f"{folder}/config.json does not say which generation it is; set architectures to "
+                '["BaiChuanForCausalLM"] (first) or ["BaichuanForCausalLM"] (second)'
+            )
+    # model_max_length is how many tokens the chat budgets for; the two agree in every published file.
+    length = raw.get("model_max_length") or raw["max_position_embeddings"]
+    config = ModelConfig.from_dict(
+        {"hidden_act": "silu", "rms_norm_eps": 1e-6} | dict(raw) | {"max_position_embeddings": length}
+    )
+    if config.num_key_value_heads != config.num_attention_heads or config.attention_bias or config.mlp_bias:
+        raise ChuanError(
+            f"{folder}/config.json describes no Baichuan model: W_pack has as many keys as queries, no biases"
+        )
+    second = name == "BaichuanForCausalLM"
+    kind = "Baichuan 2 folder" if second else "Baichuan folder"
+    return kind, config, build_baichuan_layout(config, normalized_head=second)
+
+
+def _read_bits(folder: Path, raw: Mapping[str, Any]) -> int:
+    quantization = raw.get("quantization_config")
+    if quantization is None:
+        return 16
+    if isinstance(quantization, Mapping) and quantization.get("quant_method") == "compressed-tensors":
+        groups = quantization.get("config_groups")
+        weights = [g.get("weights") for g in groups.values()] if isinstance(groups, Mapping) else []
+        if len(weights) == 1 and isinstance(weights[0], Mapping):
+            asked = {key: weights[0].get(key) for key in ("num_bits", "type", "strategy", "symmetric")}
+            if asked == {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True}:
+                return 8
+    method = quantization.get("quant_method", "bitsandbytes") if isinstance(quantization, Mapping) else quantization
+    raise ChuanError(
+        f"{folder} is quantized in a way that this version does not read ({method!r:.40}); use the 16-bit folder, "
+        "with bits=8 if memory is short"
+    )
+
+
+def _read_special_tokens(folder: Path, tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
+    """Special tokens by role; a token is a string or a table with its content."""
+    merged = read_json_if_there(folder / "special_tokens_map.json") | dict(tokenizer_config)
+    special = {}
+    for role in ("bos_token", "eos_token", "unk_token", "pad_token"):
+        token = merged.get(role)
+        token = token.get("content") if isinstance(token, Mapping) else token
+        if isinstance(token, str):
+            special[role] = token
+    return special
+
+
+def _read_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        try:
+            return _read_bytes(path).decode("utf-8")
+        except UnicodeDecodeError:
+            raise ChuanError(f"{path} is not UTF-8; fetch it again") from None
+    template = tokenizer_config.get("chat_template")
+    if isinstance(template, list):  # several, by name
+        named = [t.get("template") for t in template if isinstance(t, Mapping) and t.get("name") == "default"]
+        template = named[0] if named else None
+    return template if isinstance(template, str) else None
+
+
+def _is_below(token_id: Any, vocab_size: int) -> bool:
+    return isinstance(token_id, int) and token_id < vocab_size
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ChuanError(f"{path} cannot be read: {error.strerror}") from None

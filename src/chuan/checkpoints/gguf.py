@@ -1,0 +1,207 @@
+"""GGUF files of the Llama family.
+
+In: one file. Out: a `Checkpoint`. The gguf library parses and dequantizes; what is ours is distrust of the header.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from gguf.quants import dequantize
+from torch import Tensor
+
+from chuan.checkpoints.checkpoint import Checkpoint
+from chuan.checkpoints.layouts import build_gguf_layout
+from chuan.errors import ChuanError, first_line
+from chuan.model.config import ModelConfig
+from chuan.model.rope import build_frequencies
+from chuan.tokenizer.byte_level import build_byte_level_json
+from chuan.tokenizer.json_tokenizer import JsonTokenizer
+from chuan.tokenizer.spm import SentencePieceTokenizer, build_model_proto
+from chuan.tokenizer.tokenizer import Tokenizer
+
+# What the library may raise on a file whose header lies; each becomes one line.
+_BROKEN = (
+    ValueError,
+    IndexError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    AttributeError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+)
+
+
+def open_gguf(path: Path) -> Checkpoint:
+    """Reads the header: shape, tokenizer, template."""
+    with np.errstate(all="ignore"):  # sizes that overflow are caught below, as sizes
+        file = GGUFFile(path)
+        config = _read_config(file)
+    special_ids = {role: file.get(f"tokenizer.ggml.{role}_token_id") for role in ("bos", "eos", "unknown", "padding")}
+    pieces = file.get("tokenizer.ggml.tokens")
+    if not isinstance(pieces, list) or not pieces:
+        raise ChuanError(f"{path} carries no tokenizer; use a GGUF made with its vocabulary")
+    names = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
+    special = {
+        names[role]: pieces[index]
+        for role, index in special_ids.items()
+        if isinstance(index, int) and 0 <= index < len(pieces)
+    }
+    eos = special_ids["eos"]
+    template = file.get("tokenizer.chat_template")
+    return Checkpoint(
+        path=path,
+        kind="GGUF",
+        config=config,
+        layout=build_gguf_layout(config),
+        open_weights=lambda: file,
+        load_tokenizer=functools.partial(_load_tokenizer, file, special),
+        generation_config={"eos_token_id": eos} if isinstance(eos, int) else {},
+        chat_template=template if isinstance(template, str) else None,
+        special=special,
+    )
+
+
+class GGUFFile:
+    """The header's values, and `Weights` that are dequantized when read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._reader = gguf.GGUFReader(path)
+            self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
+            # GGUF counts from the fastest axis; torch from the slowest.
+            self.shapes = {
+                name: tuple(int(size) for size in reversed(tensor.shape)) for name, tensor in self._tensors.items()
+            }
+        except FileNotFoundError:
+            raise ChuanError(f"{path} is missing; check the path") from None
+        except _BROKEN as error:
+            raise self._broken(error) from None
+
+    def get(self, key: str) -> Any:
+        """A value of the header, or None."""
+        field = self._reader.fields.get(key)
+        if field is None:
+            return None
+        try:
+            return field.contents()
+        except _BROKEN as error:
+            raise self._broken(error) from None
+
+    def read(self, name: str) -> Tensor:
+        tensor = self._tensors[name]
+        try:
+            values = dequantize(tensor.data, tensor.tensor_type)
+        except NotImplementedError:
+            raise ChuanError(
+                f"{name} in {self.path} is of type {tensor.tensor_type.name}, which the gguf library cannot dequantize; "
+                "use another quantization of the model"
+            ) from None
+        except _BROKEN as error:
+            raise self._broken(error) from None
+        return torch.from_numpy(np.array(values)).reshape(self.shapes[name])
+
+    def locate(self, name: str) -> str:
+        return str(self.path)
+
+    def _broken(self, error: BaseException) -> ChuanError:
+        return ChuanError(f"{self.path} is not a sound GGUF file ({first_line(error):.120}); fetch it again")
+
+
+def _read_config(file: GGUFFile) -> ModelConfig:
+    architecture = file.get("general.architecture")
+    if architecture != "llama":
+        raise ChuanError(
+            f"{file.path} holds the architecture {architecture!r:.60}; Chuan opens GGUF of the llama family"
+        )
+    if file.get("llama.expert_count"):
+        raise ChuanError(f"{file.path} holds a mixture of experts; Chuan opens dense models of the llama family")
+
+    def value(key: str) -> Any:
+        return file.get(f"llama.{key}")
+
+    embeddings = file.shapes.get("token_embd.weight")
+    heads, width = value("attention.head_count"), value("embedding_length")
+    values = {
+        "vocab_size": embeddings[0] if embeddings else value("vocab_size"),
+        "hidden_size": width,
+        "intermediate_size": value("feed_forward_length"),
+        "num_hidden_layers": value("block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": value("attention.head_count_kv"),
+        "head_dim": value("attention.key_length"),
+        "max_position_embeddings": value("context_length"),
+        "rms_norm_eps": value("attention.layer_norm_rms_epsilon"),
+        "rope_theta": value("rope.freq_base"),
+        "tie_word_embeddings": "output.weight" not in file.shapes,
+        "rope_scaling": _read_rope_scaling(value, file),
+    }
+    config = ModelConfig.from_dict(values)
+    rotated = value("rope.dimension_count")
+    if rotated is not None and rotated != config.head_dim:
+        raise ChuanError(f"{file.path} rotates only {rotated} of {config.head_dim} dimensions, which is not supported")
+    return _recognise_llama3(file, config)
+
+
+def _read_rope_scaling(value: Any, file: GGUFFile) -> dict[str, Any] | None:
+    kind = value("rope.scaling.type")
+    factor = value("rope.scaling.factor") or value("rope.scale_linear")
+    if kind in (None, "none") and not factor:
+        return None
+    table = {"rope_type": kind or "linear", "factor": factor}
+    if kind == "yarn":
+        table["original_max_position_embeddings"] = value("rope.scaling.original_context_length")
+    return table
+
+
+def _recognise_llama3(file: GGUFFile, config: ModelConfig) -> ModelConfig:
+    """Llama 3's scaling is stored as one factor a frequency; only its known parameters can be named in a config."""
+    if "rope_freqs.weight" not in file.shapes:
+        return config
+    stored = file.read("rope_freqs.weight").float()
+    for factor in (8.0, 32.0):
+        scaling = {
+            "rope_type": "llama3",
+            "factor": factor,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        }
+        candidate = ModelConfig.from_dict(config.to_dict() | {"rope_scaling": scaling})
+        factors = build_frequencies(config)[0] / build_frequencies(candidate)[0]
+        if factors.shape == stored.shape and torch.allclose(factors, stored, rtol=1e-4):
+            return candidate
+    raise ChuanError(f"{file.path} carries RoPE factors that are not Llama 3's, which is not supported")
+
+
+def _load_tokenizer(file: GGUFFile, special: dict[str, str]) -> Tokenizer:
+    model = file.get("tokenizer.ggml.model")
+    pieces, kinds = file.get("tokenizer.ggml.tokens"), file.get("tokenizer.ggml.token_type")
+    if not isinstance(kinds, list) or len(kinds) != len(pieces):
+        raise ChuanError(f"{file.path} gives {len(pieces)} tokens but not as many kinds; fetch it again")
+    if model == "gpt2":
+        merges, pre = file.get("tokenizer.ggml.merges"), file.get("tokenizer.ggml.pre") or "default"
+        if not isinstance(merges, list) or not all(isinstance(merge, str) and " " in merge for merge in merges):
+            raise ChuanError(f"{file.path} carries no merges for its tokenizer; fetch it again")
+        tokenizer: Tokenizer = JsonTokenizer(build_byte_level_json(pieces, kinds, merges, pre), special)
+        if file.get("tokenizer.ggml.add_bos_token") and tokenizer.bos_id is not None:
+            tokenizer.prompt_prefix = (tokenizer.bos_id,)
+        return tokenizer
+    if model == "llama":
+        scores = file.get("tokenizer.ggml.scores")
+        if not isinstance(scores, list) or len(scores) != len(pieces) or not all(map(math.isfinite, scores)):
+            raise ChuanError(f"{file.path} carries no scores for its tokenizer; fetch it again")
+        prefix = file.get("tokenizer.ggml.add_space_prefix")
+        proto = build_model_proto(pieces, scores, kinds, add_dummy_prefix=prefix is not False)
+        add_bos = file.get("tokenizer.ggml.add_bos_token")
+        return SentencePieceTokenizer(proto.SerializeToString(), add_bos=add_bos is not False)
+    raise ChuanError(f"{file.path} carries a tokenizer of type {model!r:.40}; gpt2 and llama are supported")

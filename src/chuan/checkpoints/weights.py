@@ -1,0 +1,171 @@
+"""Weights on disk, as names, shapes and tensors read one at a time.
+
+In: a folder with safetensors or `.bin` files. Out: `Weights`. Files are mapped, not loaded, so that a tensor costs
+memory only once somebody copies it. Nothing in a file is ever executed. Knows no layouts and no model.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from chuan.checkpoints.json_file import read_json
+from chuan.errors import ChuanError, first_line
+
+
+class Weights(Protocol):
+    """Named tensors, readable one at a time."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+
+    def read(self, name: str) -> Tensor:
+        """The tensor; it may be a view of the mapped file, so copy before the file may change."""
+        ...
+
+    def locate(self, name: str) -> str:
+        """The file that holds it, for messages."""
+        ...
+
+
+def open_weights(folder: Path) -> Weights:
+    """Finds a folder's weights: safetensors before `.bin`, sharded or not."""
+    for single, opener in (("model.safetensors", SafetensorsWeights), ("pytorch_model.bin", PickledWeights)):
+        index = folder / f"{single}.index.json"
+        if index.is_file():
+            return opener(_read_index(index))
+        if (folder / single).is_file():
+            return opener({folder / single: None})
+    raise ChuanError(
+        f"{folder} holds no weights: neither model.safetensors nor pytorch_model.bin, nor an index of shards; "
+        "fetch them, or check the path"
+    )
+
+
+def _read_index(index: Path) -> dict[Path, set[str] | None]:
+    """The shards that an index names, each with the tensors that it must hold."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ChuanError(f"{index} has no weight_map; fetch it again")
+    shards: dict[Path, set[str] | None] = {}
+    names_by_file: dict[str, set[str]] = {}
+    for name, file in weight_map.items():
+        if (
+            not isinstance(file, str)
+            or Path(file).name != file
+            or "\\" in file
+            or "\0" in file
+            or file in ("", ".", "..")
+        ):
+            raise ChuanError(f"{index} names a file outside of its folder: {file!r:.80}; do not trust it")
+        names_by_file.setdefault(file, set()).add(name)
+    for file, names in names_by_file.items():
+        path = index.parent / file
+        if not path.is_file():
+            raise ChuanError(f"the shard {path} is missing; fetch it again")
+        shards[path] = names
+    return shards
+
+
+class SafetensorsWeights:
+    """Safetensors files; a file that carries Chuan's checksums is checked against them."""
+
+    def __init__(self, files: Mapping[Path, set[str] | None]) -> None:
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._home: dict[str, tuple[Path, Any]] = {}
+        self._checksums: dict[str, int] = {}
+        for path, expected in files.items():
+            try:
+                handle = safe_open(path, framework="pt", device="cpu")
+                for name in handle.keys():  # noqa: SIM118 (not a dict)
+                    self.shapes[name] = tuple(handle.get_slice(name).get_shape())
+                    self._home[name] = (path, handle)
+                metadata = handle.metadata() or {}
+            except (SafetensorError, OSError, ValueError) as error:
+                raise ChuanError(f"{path} is damaged or cut short ({first_line(error)}); fetch it again") from None
+            self._checksums |= _parse_checksums(metadata.get("crc32"), path)
+            _check_complete(path, expected, self.shapes)
+
+    def read(self, name: str) -> Tensor:
+        path, handle = self._home[name]
+        try:
+            tensor: Tensor = handle.get_tensor(name)
+        except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+            raise ChuanError(f"{path} is damaged at {name} ({first_line(error)}); fetch it again") from None
+        if name in self._checksums and self._checksums[name] != checksum(tensor):
+            raise ChuanError(f"{path} is damaged: the checksum of {name} does not match; fetch it again")
+        return tensor
+
+    def locate(self, name: str) -> str:
+        return str(self._home[name][0])
+
+
+class PickledWeights:
+    """`.bin` files, mapped and read by torch's restricted unpickler: tensors and plain containers, never code."""
+
+    def __init__(self, files: Mapping[Path, set[str] | None]) -> None:
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._home: dict[str, tuple[Path, Tensor]] = {}
+        for path, expected in files.items():
+            for name, tensor in _load_bin(path).items():
+                self.shapes[name] = tuple(tensor.shape)
+                self._home[name] = (path, tensor)
+            _check_complete(path, expected, self.shapes)
+
+    def read(self, name: str) -> Tensor:
+        return self._home[name][1]
+
+    def locate(self, name: str) -> str:
+        return str(self._home[name][0])
+
+
+def checksum(tensor: Tensor) -> int:
+    """CRC-32 of a tensor's bytes."""
+    return zlib.crc32(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy())
+
+
+def _parse_checksums(text: str | None, path: Path) -> dict[str, int]:
+    if text is None:
+        return {}
+    try:
+        return {str(name): int(value) for name, value in json.loads(text).items()}
+    except (ValueError, TypeError, AttributeError):
+        raise ChuanError(f"{path} is damaged: its checksums cannot be read; fetch it again") from None
+
+
+def _check_complete(path: Path, expected: set[str] | None, shapes: Mapping[str, Any]) -> None:
+    missing = sorted((expected or set()) - shapes.keys())
+    if missing:
+        raise ChuanError(
+            f"{path} lacks {missing[0]} (and {len(missing) - 1} more), which its index promises; fetch it again"
+        )
+
+
+def _load_bin(path: Path) -> dict[str, Tensor]:
+    try:
+        with path.open("rb") as file:
+            zipped = file.read(4) == b"PK\x03\x04"  # files from before torch 1.6 are bare pickles and cannot be mapped
+        loaded = torch.load(path, map_location="cpu", mmap=zipped, weights_only=True)
+    except pickle.UnpicklingError:
+        raise ChuanError(
+            f"{path} is damaged, or holds more than tensors (a pickle can carry code), and was not opened; use safetensors"
+        ) from None
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ChuanError(f"{path} is damaged or cut short ({first_line(error):.120}); fetch it again") from None
+    if not isinstance(loaded, dict):
+        raise ChuanError(f"{path} holds no table of tensors; fetch it again")
+    strange = next(
+        (key for key, value in loaded.items() if not (isinstance(key, str) and isinstance(value, Tensor))), None
+    )
+    if strange is not None:
+        raise ChuanError(
+            f"{path} holds something other than tensors at {strange!r:.80}; use the model's 16-bit weights"
+        )
+    return loaded

@@ -1,0 +1,143 @@
+"""The command line: verbs to functions, nothing else.
+
+Imports are inside the verbs, so that `chuan --help` starts without torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from chuan.errors import ChuanError
+
+if TYPE_CHECKING:
+    from chuan.inference.language_model import LanguageModel
+    from chuan.inference.sampling import SamplingOptions
+
+app = typer.Typer(
+    name="chuan",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Open any Baichuan or Llama-family model and chat with it. Nothing from a model's folder is ever executed.",
+)
+
+Model = Annotated[str, typer.Argument(help="A name from `chuan models`, a hub id, a folder, or a .gguf file.")]
+Bits = Annotated[int | None, typer.Option(help="16, or 8 for int8 weights. [default: what the files have]")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...")]
+Dtype = Annotated[str, typer.Option(help="auto, bfloat16, float16, float32. auto is what the hardware computes fast.")]
+Temperature = Annotated[float | None, typer.Option(help="0 is greedy. [default: the model's own, as for all below]")]
+TopK = Annotated[int | None, typer.Option(help="Choose among the K likeliest tokens; 0 is off.")]
+TopP = Annotated[float | None, typer.Option(help="Choose among the likeliest tokens that make up this probability.")]
+MinP = Annotated[float | None, typer.Option(help="Drop tokens less likely than this share of the likeliest.")]
+Penalty = Annotated[float | None, typer.Option("--repetition-penalty", help="Above 1, repeat less.")]
+Seed = Annotated[int | None, typer.Option(help="The same seed gives the same answer.")]
+MaxNewTokens = Annotated[int | None, typer.Option(help="How long an answer may be.")]
+Stop = Annotated[list[str] | None, typer.Option(help="A text that ends the answer; may be given several times.")]
+
+
+@app.command()
+def chat(
+    model: Model = "smollm2-135m",
+    message: Annotated[
+        str | None, typer.Option("--message", "-m", help="Answer this and stop; - reads it from stdin.")
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="What the assistant should know before the first turn.")] = None,
+    bits: Bits = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: Penalty = None,
+    seed: Seed = None,
+    max_new_tokens: MaxNewTokens = None,
+    stop: Stop = None,
+) -> None:
+    """Chat in the terminal, or get one answer with -m."""
+    from chuan.terminal.chat import run_chat, run_once
+    from chuan.terminal.input import read_all_stdin
+
+    if message == "-":
+        message = read_all_stdin()
+    given = locals()
+    language_model = _load(model, bits, device, dtype)
+    options = _sampling_options(language_model, given)
+    if message is not None:
+        raise typer.Exit(run_once(language_model, message, options, system))
+    raise typer.Exit(run_chat(language_model, options, system))
+
+
+@app.command()
+def generate(
+    model: Model,
+    prompt: Annotated[str, typer.Argument(help="The text to continue; - reads it from stdin.")],
+    bits: Bits = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: Penalty = None,
+    seed: Seed = None,
+    max_new_tokens: MaxNewTokens = None,
+    stop: Stop = None,
+) -> None:
+    """Continue a text: what base models do."""
+    from chuan.terminal.generate import run_generate
+    from chuan.terminal.input import read_all_stdin
+
+    if prompt == "-":
+        prompt = read_all_stdin()
+    given = locals()
+    language_model = _load(model, bits, device, dtype)
+    raise typer.Exit(run_generate(language_model, prompt, _sampling_options(language_model, given)))
+
+
+@app.command()
+def models() -> None:
+    """List the models that have a name here."""
+    from chuan.terminal.tables import print_models
+
+    print_models()
+
+
+@app.command()
+def info(model: Model) -> None:
+    """Say what a model is and what it needs in memory, before loading it."""
+    from chuan.terminal.tables import print_info
+
+    print_info(model)
+
+
+def main() -> None:
+    """The entry point: what the user can put right is one line on stderr, without a traceback."""
+    try:
+        app()
+    except ChuanError as error:
+        print(f"chuan: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader has gone (`chuan ... | head`); stdout's last flush at exit would complain again.
+        sys.stderr.close()
+        sys.exit(141)
+
+
+def _load(model: str, bits: int | None, device: str, dtype: str) -> LanguageModel:
+    from chuan.inference.load import load
+    from chuan.terminal.loading import loading_bar
+
+    with loading_bar(model) as progress:
+        return load(model, bits=bits, device=device, dtype=dtype, progress=progress)  # type: ignore[arg-type]
+
+
+def _sampling_options(model: LanguageModel, given: dict[str, Any]) -> SamplingOptions:
+    """The model's defaults, overridden by what was said on the command line."""
+    names = ["temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "max_new_tokens", "stop"]
+    return model.defaults.replace(**{name: given[name] for name in names if given[name] is not None})

@@ -1,0 +1,90 @@
+"""From a name to a `LanguageModel`.
+
+In: a catalogue name, hub id, folder or GGUF file. Out: the model, ready to answer.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from chuan.chat.baichuan import BaichuanChat
+from chuan.chat.formats import ChatFormat
+from chuan.chat.jinja import JinjaChat
+from chuan.checkpoints.catalogue import resolve_model
+from chuan.checkpoints.checkpoint import Checkpoint, Progress, load_decoder
+from chuan.checkpoints.folder import open_folder
+from chuan.checkpoints.gguf import open_gguf
+from chuan.checkpoints.save import Extras
+from chuan.errors import ChuanError
+from chuan.inference.device import choose_device, choose_dtype
+from chuan.inference.language_model import LanguageModel
+from chuan.inference.sampling import read_sampling_options
+from chuan.tokenizer.tokenizer import Tokenizer
+
+
+def load(
+    model: str | os.PathLike[str],
+    bits: Literal[16, 8, 4] | None = None,
+    device: str = "auto",
+    dtype: str | torch.dtype = "auto",
+    progress: Progress | None = None,
+) -> LanguageModel:
+    """Opens a model by catalogue name, hub id, folder or `.gguf` file.
+
+    bits: 16 (floats) or 8 (int8 weights, one scale an output channel); None keeps what the checkpoint has. device:
+    "auto", "cpu", "cuda" ... dtype: "auto" is what the hardware computes fast. progress hears (tensors read, of how
+    many). Nothing from the model's folder is ever executed. Raises ChuanError with one line that says what to do.
+    """
+    if bits not in (None, 16, 8):
+        hint = "4-bit weights are not supported by this version" if bits == 4 else f"bits={bits!r} is not known"
+        raise ChuanError(f"{hint}; use bits=8 or bits=16")
+    chosen_device = choose_device(device)
+    chosen_dtype = choose_dtype(dtype, chosen_device)
+    checkpoint = open_checkpoint(resolve_model(model))
+    tokenizer = checkpoint.load_tokenizer()
+    check_tokenizer(checkpoint, tokenizer)
+    chat_format = build_chat_format(checkpoint, tokenizer)
+    defaults = read_sampling_options(checkpoint.generation_config)
+    stop_ids = read_stop_ids(checkpoint.generation_config, tokenizer)
+    decoder = load_decoder(checkpoint, chosen_dtype, chosen_device, bits, progress)
+    extras = Extras(checkpoint.generation_config, checkpoint.chat_template, checkpoint.special)
+    return LanguageModel(os.fspath(model), decoder, tokenizer, chat_format, defaults, stop_ids, extras)
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Reads what a folder or GGUF file says about itself, without its weights."""
+    return open_folder(path) if path.is_dir() else open_gguf(path)
+
+
+def check_tokenizer(checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
+    """No id of the vocabulary may lie beyond the embedding."""
+    rows = checkpoint.config.vocab_size
+    if tokenizer.vocab_size > rows:
+        raise ChuanError(
+            f"the tokenizer of {checkpoint.path} has {tokenizer.vocab_size} pieces but the model only {rows}; "
+            "they do not belong together"
+        )
+
+
+def build_chat_format(checkpoint: Checkpoint, tokenizer: Tokenizer) -> ChatFormat | None:
+    """Baichuan's format where the model names its role ids, else its own template, else None: a base model."""
+    if checkpoint.role_ids is not None:
+        return BaichuanChat(tokenizer, *checkpoint.role_ids)
+    if checkpoint.chat_template is not None:
+        return JinjaChat(tokenizer, checkpoint.chat_template, checkpoint.special)
+    return None
+
+
+def read_stop_ids(generation_config: Mapping[str, Any], tokenizer: Tokenizer) -> frozenset[int]:
+    """The ids that end an answer: the file's eos (one or several), else the tokenizer's."""
+    eos = generation_config.get("eos_token_id")
+    ids = eos if isinstance(eos, list) else [eos]
+    found = {index for index in ids if isinstance(index, int) and not isinstance(index, bool)}
+    if not found and tokenizer.eos_id is not None:
+        found = {tokenizer.eos_id}
+    return frozenset(found)

@@ -1,0 +1,1 @@
+"""The published Baichuan snippet on today's transformers, running no code from a model's folder."""

@@ -1,0 +1,212 @@
+"""Chuan's decoder, as transformers wants a model: `generate()`, and the published `chat`, `quantize`, `save_pretrained`.
+
+In: a Baichuan folder or hub id. Out: what `AutoModelForCausalLM` returns for it. The weights are read by
+`chuan.checkpoints`; no `.py` of the folder is ever looked at. Letters: B batch, T tokens, S all tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from chuan.chat.baichuan import BaichuanChat
+from chuan.checkpoints.checkpoint import load_decoder
+from chuan.checkpoints.folder import open_folder, read_role_ids
+from chuan.checkpoints.hub import fetch_from_hub
+from chuan.checkpoints.save import Extras, save_folder
+from chuan.errors import ChuanError
+from chuan.inference.device import choose_device, choose_dtype
+from chuan.inference.language_model import LanguageModel, Messages
+from chuan.inference.sampling import read_sampling_options
+from chuan.integrations.transformers.configuration import BaichuanConfig
+from chuan.integrations.transformers.tokenization import BaichuanTokenizer
+from chuan.model.config import ModelConfig
+from chuan.model.decoder import Decoder
+from chuan.quantization.int8 import apply_int8
+
+
+class BaichuanForCausalLM(PreTrainedModel, GenerationMixin):
+    """`chuan.model.decoder.Decoder` under transformers' interface."""
+
+    config_class = BaichuanConfig
+    base_model_prefix = "decoder"
+    main_input_name = "input_ids"
+    _supports_sdpa = True
+
+    def __init__(self, config: BaichuanConfig, decoder: Decoder | None = None) -> None:
+        super().__init__(config)
+        self.decoder = decoder if decoder is not None else Decoder(ModelConfig.from_dict(config.to_dict()))
+        self._answering: tuple[Any, LanguageModel] | None = None
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        config: BaichuanConfig | None = None,
+        device_map: Any = None,
+        dtype: str | torch.dtype | None = None,
+        torch_dtype: str | torch.dtype | None = None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        **kwargs: Any,
+    ) -> BaichuanForCausalLM:
+        """Opens a folder or a hub id. `trust_remote_code` is accepted and not needed; other options are refused."""
+        for name in ("cache_dir", "force_download", "local_files_only", "token", "low_cpu_mem_usage", "_from_auto"):
+            kwargs.pop(name, None)  # the hub's own environment variables decide; memory is always kept low
+        unknown = sorted(key for key, value in kwargs.items() if value is not None and not key.startswith("_"))
+        if unknown:
+            raise ChuanError(f"from_pretrained got {unknown[0]!r}, which Chuan does not take; leave it out")
+        path = Path(pretrained_model_name_or_path)
+        if not path.is_dir():
+            path = fetch_from_hub(str(pretrained_model_name_or_path), revision)
+        checkpoint = open_folder(path)
+        device = choose_device(_read_device_map(device_map))
+        chosen = dtype if dtype is not None else torch_dtype
+        decoder = load_decoder(checkpoint, choose_dtype("auto" if chosen is None else chosen, device), device)
+        config = config if config is not None else BaichuanConfig.from_pretrained(path)
+        config.name_or_path = str(pretrained_model_name_or_path)
+        model = cls(config, decoder).eval()
+        if checkpoint.generation_config:
+            model.generation_config = GenerationConfig.from_dict(dict(checkpoint.generation_config))
+        return model
+
+    def chat(
+        self,
+        tokenizer: BaichuanTokenizer,
+        messages: Messages,
+        stream: bool = False,
+        generation_config: GenerationConfig | None = None,
+    ) -> str | Iterator[str]:
+        """The published method: the answer, or with `stream=True` an iterator whose items are the whole text so far."""
+        model = self._build_language_model(tokenizer, generation_config or self.generation_config)
+        if stream:
+            return _accumulate(model.chat(messages, stream=True))
+        return model.chat(messages)
+
+    def quantize(self, bits: int) -> BaichuanForCausalLM:
+        """8-bit weights, in place, as published (`model.quantize(8)`)."""
+        if bits != 8:
+            raise ChuanError(f"quantize({bits!r}) is not supported by this version; use quantize(8)")
+        apply_int8(self.decoder)
+        return self
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # type: ignore[override]
+        """Writes a Baichuan folder that the same snippet opens again, in the precision the model has."""
+        for name in ("safe_serialization", "max_shard_size"):
+            kwargs.pop(name, None)  # always safetensors, always in shards that load everywhere
+        if kwargs:
+            raise ChuanError(f"save_pretrained got {sorted(kwargs)[0]!r}, which Chuan does not take; leave it out")
+        defaults = self.generation_config.to_dict() if self.generation_config is not None else {}
+        kept = {key: value for key, value in defaults.items() if value is not None and not key.startswith("_")}
+        save_folder(save_directory, self.decoder, None, Extras(generation_config=kept), "baichuan", beside_others=True)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """(B, T) ids -> (B, T, V) logits, with transformers' own caches."""
+        if kwargs.get("inputs_embeds") is not None:
+            raise ChuanError("inputs_embeds is not supported; pass input_ids")
+        if past_key_values is None and use_cache:
+            past_key_values = DynamicCache()
+        cache = None if past_key_values is None else _TransformersCache(past_key_values)
+        past = 0 if cache is None else cache.length
+        mask = None
+        if attention_mask is not None:
+            if attention_mask.dim() != 2:
+                raise ChuanError("attention_mask must be (batch, tokens); this model builds its own causal mask")
+            attention_mask = attention_mask[:, : past + input_ids.shape[1]].bool()
+            mask = None if bool(attention_mask.all()) else attention_mask
+        logits = self.decoder(input_ids, cache, mask, position_ids, logits_to_keep)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        return self.decoder.model.embed_tokens
+
+    def get_output_embeddings(self) -> torch.nn.Module:
+        return self.decoder.lm_head
+
+    def _build_language_model(self, tokenizer: BaichuanTokenizer, config: GenerationConfig) -> LanguageModel:
+        """Chuan's own way of answering over this model; kept, so that the next turn finds its keys."""
+        if not isinstance(tokenizer, BaichuanTokenizer):
+            raise ChuanError("chat needs the tokenizer that AutoTokenizer returns for this model")
+        values = {key: value for key, value in config.to_dict().items() if value is not None}
+        key = (id(tokenizer), repr(sorted(values.items(), key=lambda item: item[0])))
+        if self._answering is not None and self._answering[0] == key:
+            return self._answering[1]
+        role_ids = read_role_ids(values, self.config.vocab_size)
+        if role_ids is None:
+            raise ChuanError(
+                "this is a base model, or model.generation_config was not set from its folder: it has no user_token_id; "
+                "use model.generate to continue a text"
+            )
+        eos = values.get("eos_token_id", tokenizer.eos_token_id)
+        stop_ids = frozenset(eos if isinstance(eos, list) else [eos])
+        ours = tokenizer.chuan
+        options = read_sampling_options(values)
+        name = str(self.config.name_or_path)
+        model = LanguageModel(
+            name, self.decoder, ours, BaichuanChat(ours, *role_ids), options, stop_ids, Extras(values)
+        )
+        self._answering = (key, model)
+        return model
+
+
+class _TransformersCache:
+    """One of transformers' caches, as the decoder asks for one."""
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+        self.length = int(cache.get_seq_length())
+
+    def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        end = self.length + keys.shape[2]
+        all_keys, all_values = self._cache.update(keys, values, layer)
+        return all_keys[:, :, :end], all_values[:, :, :end]  # a static cache returns its empty places too
+
+    def advance(self, tokens: int) -> None:
+        self.length += tokens
+
+
+def _accumulate(pieces: Iterator[str]) -> Iterator[str]:
+    text = ""
+    for piece in pieces:
+        text += piece
+        yield text
+
+
+def _read_device_map(device_map: Any) -> str:
+    """One device for the whole model: that is what a 7B needs, and what the snippet's "auto" means here."""
+    if device_map is None:
+        return "cpu"
+    if isinstance(device_map, dict):
+        if set(device_map) != {""}:
+            raise ChuanError(
+                'device_map must put the whole model on one device: "auto", "cpu", "cuda:0" or {"": "cuda:0"}'
+            )
+        device_map = device_map[""]
+    return f"cuda:{device_map}" if isinstance(device_map, int) else str(device_map)
+
+
+def register(auto: ModuleType) -> None:
+    """Called once `transformers.models.auto.modeling_auto` is imported."""
+    auto.AutoModelForCausalLM.register(BaichuanConfig, BaichuanForCausalLM, exist_ok=True)
