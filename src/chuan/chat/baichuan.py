@@ -36,7 +36,7 @@ class BaichuanChat:
         budget = context_length - max_new_tokens
         if budget <= 0:
             raise ChuanError(
-                f"max_new_tokens {max_new_tokens} leaves no room for a prompt in a context of {context_length}; lower it"
+                f"max_new_tokens {max_new_tokens} leaves no prompt in a context of {context_length}; lower it"
             )
         system: list[int] = []
         rounds: list[list[int]] = []

@@ -95,8 +95,8 @@ def check_weights(checkpoint: Checkpoint, weights: Weights) -> None:
             )
         if tuple(found) != expected:
             raise ChuanError(
-                f"{part.source} in {weights.locate(part.source)} has the shape {list(found)}, but the configuration says "
-                f"{list(expected)}; the weights and config.json do not belong together"
+                f"{part.source} in {weights.locate(part.source)} has the shape {list(found)}, but the configuration "
+                f"says {list(expected)}; the weights and config.json do not belong together"
             )
         used.add(part.source)
         if checkpoint.bits == 8 and _is_linear(name):
@@ -106,8 +106,8 @@ def check_weights(checkpoint: Checkpoint, weights: Weights) -> None:
         unused = [name for name in unused if name not in ("lm_head.weight", "output.weight")]
     if unused:
         raise ChuanError(
-            f"{checkpoint.path} has the weight {unused[0]} (and {len(unused) - 1} more) that its configuration does not "
-            "account for; it is not a model of this family"
+            f"{checkpoint.path} has the weight {unused[0]} (and {len(unused) - 1} more) that its configuration does "
+            "not account for; it is not a model of this family"
         )
 
 

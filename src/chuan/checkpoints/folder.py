@@ -99,9 +99,7 @@ def read_role_ids(generation_config: Mapping[str, Any], vocab_size: int) -> tupl
 
 def _read_baichuan(folder: Path, raw: Mapping[str, Any]) -> tuple[str, ModelConfig, Layout]:
     if raw.get("hidden_size") == 5120 or "max_position_embeddings" not in raw:
-        raise ChuanError(
-            f"{folder} is a Baichuan model with ALiBi positions (13B); Chuan opens the 7B family with RoPE"
-        )
+        raise ChuanError(f"{folder} is a Baichuan model with ALiBi positions (13B); Chuan opens the 7B ones")
     architectures = raw.get("architectures")
     name = architectures[0] if isinstance(architectures, list) and architectures else None
     if name not in ("BaiChuanForCausalLM", "BaichuanForCausalLM"):
@@ -118,9 +116,7 @@ def _read_baichuan(folder: Path, raw: Mapping[str, Any]) -> tuple[str, ModelConf
         {"hidden_act": "silu", "rms_norm_eps": 1e-6} | dict(raw) | {"max_position_embeddings": length}
     )
     if config.num_key_value_heads != config.num_attention_heads or config.attention_bias or config.mlp_bias:
-        raise ChuanError(
-            f"{folder}/config.json describes no Baichuan model: W_pack has as many keys as queries, no biases"
-        )
+        raise ChuanError(f"{folder}/config.json describes no Baichuan model: W_pack has as many keys as queries")
     second = name == "BaichuanForCausalLM"
     kind = "Baichuan 2 folder" if second else "Baichuan folder"
     return kind, config, build_baichuan_layout(config, normalized_head=second)

@@ -103,7 +103,7 @@ class GGUFFile:
             values = dequantize(tensor.data, tensor.tensor_type)
         except NotImplementedError:
             raise ChuanError(
-                f"{name} in {self.path} is of type {tensor.tensor_type.name}, which the gguf library cannot dequantize; "
+                f"{name} in {self.path} is of type {tensor.tensor_type.name}, which gguf cannot dequantize; "
                 "use another quantization of the model"
             ) from None
         except _BROKEN as error:

@@ -86,7 +86,7 @@ def build_baichuan_layout(config: ModelConfig, normalized_head: bool) -> Layout:
 
 
 def build_gguf_layout(config: ModelConfig) -> Layout:
-    """llama.cpp's names; its rotary pairs are neighbours where ours are halves apart, so rows of q and k are re-ordered."""
+    """llama.cpp's names; its rotary pairs are neighbours where ours are halves apart, so q and k are re-ordered."""
     names = {
         "self_attn.q_proj": "attn_q",
         "self_attn.k_proj": "attn_k",

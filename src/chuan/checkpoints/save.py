@@ -6,7 +6,6 @@ written one at a time; every tensor's checksum travels in its file's metadata.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -115,7 +114,7 @@ def _save_weights(folder: Path, decoder: Decoder, layout: LayoutName) -> None:
     if len(shards) == 1:
         _save_shard(folder / "model.safetensors", shards[0])
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for index, shard in enumerate(shards, start=1):
         file = f"model-{index:05}-of-{len(shards):05}.safetensors"
         weight_map |= dict.fromkeys(shard, file)
@@ -212,6 +211,10 @@ def _save_json(path: Path, values: Mapping[str, Any]) -> None:
 def _flush(path: Path) -> None:
     """Forces a file or folder to disk; some file systems cannot flush folders."""
     descriptor = os.open(path, os.O_RDONLY)
-    with contextlib.suppress(OSError if path.is_dir() else ()):
+    try:
         os.fsync(descriptor)
-    os.close(descriptor)
+    except OSError:
+        if not path.is_dir():
+            raise
+    finally:
+        os.close(descriptor)

@@ -24,7 +24,10 @@ from chuan.errors import ChuanError, first_line
 class Weights(Protocol):
     """Named tensors, readable one at a time."""
 
-    shapes: Mapping[str, tuple[int, ...]]
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Every tensor's shape, by name."""
+        ...
 
     def read(self, name: str) -> Tensor:
         """The tensor; it may be a view of the mapped file, so copy before the file may change."""
@@ -128,7 +131,7 @@ class PickledWeights:
 
 def checksum(tensor: Tensor) -> int:
     """CRC-32 of a tensor's bytes."""
-    return zlib.crc32(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy())
+    return zlib.crc32(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
 
 
 def _parse_checksums(text: str | None, path: Path) -> dict[str, int]:
@@ -155,17 +158,13 @@ def _load_bin(path: Path) -> dict[str, Tensor]:
         loaded = torch.load(path, map_location="cpu", mmap=zipped, weights_only=True)
     except pickle.UnpicklingError:
         raise ChuanError(
-            f"{path} is damaged, or holds more than tensors (a pickle can carry code), and was not opened; use safetensors"
+            f"{path} is damaged, or holds more than tensors (a pickle can carry code); it was not opened, use safetensors"
         ) from None
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise ChuanError(f"{path} is damaged or cut short ({first_line(error):.120}); fetch it again") from None
     if not isinstance(loaded, dict):
         raise ChuanError(f"{path} holds no table of tensors; fetch it again")
-    strange = next(
-        (key for key, value in loaded.items() if not (isinstance(key, str) and isinstance(value, Tensor))), None
-    )
-    if strange is not None:
-        raise ChuanError(
-            f"{path} holds something other than tensors at {strange!r:.80}; use the model's 16-bit weights"
-        )
+    for key, value in loaded.items():
+        if not (isinstance(key, str) and isinstance(value, Tensor)):
+            raise ChuanError(f"{path} holds something other than a tensor at {key!r:.80}; use the 16-bit weights")
     return loaded

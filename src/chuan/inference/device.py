@@ -22,9 +22,7 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, ValueError) as error:
-        raise ChuanError(
-            f"the device {name!r} cannot be used here ({first_line(error):.100}); try device='cpu'"
-        ) from None
+        raise ChuanError(f"the device {name!r} cannot be used ({first_line(error):.100}); try device='cpu'") from None
     if device.type == "meta":
         raise ChuanError("the device 'meta' holds no numbers; try device='cpu'")
     return device

@@ -35,6 +35,8 @@ _ROPE_KEYS: dict[str, tuple[set[str], set[str]]] = {  # kind: (required, optiona
     ),
 }
 
+_REQUIRED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+
 # Far above any model of this family; a header that says more is broken, and must not make us allocate.
 _LARGEST = 1 << 24
 
@@ -174,7 +176,7 @@ class ModelConfig:
             given["rope_theta"] = parameters["rope_theta"]
         scaling = values.get("rope_scaling")
         given["rope_scaling"] = RopeScaling.from_dict(scaling if scaling is not None else parameters)
-        missing = sorted({"vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"} - given.keys())
+        missing = [name for name in _REQUIRED if name not in given]
         if missing:
             raise ChuanError(f"the model's configuration lacks {', '.join(missing)}")
         return cls(**given)

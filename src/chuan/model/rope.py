@@ -1,6 +1,6 @@
 """Rotary position embeddings (Su et al. 2021, https://arxiv.org/abs/2104.09864) and their long-context scalings.
 
-In: positions. Out: cosines and sines in float32. Follows transformers' `modeling_rope_utils`, which is the tests' oracle.
+In: positions. Out: cosines and sines in float32. Follows transformers' `modeling_rope_utils`.
 Letters: B batch, T time, D width of a head.
 """
 
@@ -73,8 +73,8 @@ def _dynamic_frequencies(config: ModelConfig, scaling: RopeScaling, length: int)
 
 def _llama3_frequencies(inv_freq: Tensor, scaling: RopeScaling) -> Tensor:
     """Long waves are slowed by `factor`, short ones kept, those between interpolated (the Llama 3.1 report)."""
-    assert scaling.low_freq_factor and scaling.high_freq_factor and scaling.original_max_position_embeddings
-    low, high, original = scaling.low_freq_factor, scaling.high_freq_factor, scaling.original_max_position_embeddings
+    low, high = scaling.low_freq_factor or 1.0, scaling.high_freq_factor or 4.0
+    original = scaling.original_max_position_embeddings or 8192
     wavelengths = 2 * math.pi / inv_freq
     kept = ((original / wavelengths - low) / (high - low)).clamp(0, 1)
     return (1 - kept) * inv_freq / scaling.factor + kept * inv_freq

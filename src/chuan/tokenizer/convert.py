@@ -14,6 +14,7 @@ ChuanError that says why none can. What makes the two libraries differ, and how 
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import Any
 
@@ -101,9 +102,7 @@ def _check_supported(proto: spm_pb2.ModelProto) -> None:
     elif any(set(p.piece) - characters for p in proto.pieces if p.type == _Type.NORMAL):
         reason = "a piece holds a character that is no piece"
     if reason:
-        raise ChuanError(
-            f"no exact tokenizer.json can be made from this tokenizer.model: {reason}; use tokenizer.model"
-        )
+        raise ChuanError(f"no exact tokenizer.json can be made from tokenizer.model: {reason}; use tokenizer.model")
 
 
 def _build_merges(proto: spm_pb2.ModelProto) -> list[tuple[str, str]]:
@@ -163,7 +162,7 @@ def _merge(word: str, ranks: dict[tuple[str, str], int]) -> list[str]:
     """Byte-pair encoding of one word, the plain way."""
     parts = list(word)
     while len(parts) > 1:
-        pairs = list(zip(parts, parts[1:], strict=False))
+        pairs = list(itertools.pairwise(parts))
         best = min(range(len(pairs)), key=lambda index: ranks.get(pairs[index], len(ranks)))
         if pairs[best] not in ranks:
             break

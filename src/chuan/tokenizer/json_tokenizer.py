@@ -1,7 +1,7 @@
 """Tokenizers described by a `tokenizer.json`: byte-level BPE (GPT-2 and after) and BPE with byte fallback (Llama).
 
-In: the parsed JSON. Out: a `Tokenizer`. The `tokenizers` library does the encoding; what is ours is that control strings
-stay text, and that decoding streams.
+In: the parsed JSON. Out: a `Tokenizer`. The `tokenizers` library does the encoding; what is ours is that
+control strings stay text, and that decoding streams.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class JsonTokenizer(Tokenizer):
         special: Mapping[str, str] | None = None,
         control_ids: Collection[int] = (),
     ) -> None:
-        """`special` names special tokens by role (bos_token, eos_token, unk_token ...), as `tokenizer_config.json` does."""
+        """`special` names special tokens by role (bos_token, eos_token ...), as `tokenizer_config.json` does."""
         self._description = description
         special = special or {}
         self._backend = _build_backend(description)

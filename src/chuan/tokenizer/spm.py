@@ -75,7 +75,7 @@ def load_model_proto(model_file: bytes) -> spm_pb2.ModelProto:
 def build_model_proto(
     pieces: Sequence[str], scores: Sequence[float], types: Sequence[int], add_dummy_prefix: bool
 ) -> spm_pb2.ModelProto:
-    """A SentencePiece BPE model from a vocabulary alone, as a GGUF carries it (types are sentencepiece's own numbers)."""
+    """A SentencePiece BPE model from a vocabulary alone, as a GGUF carries it (types as sentencepiece's)."""
     proto = spm_pb2.ModelProto()
     for piece, score, kind in zip(pieces, scores, types, strict=True):
         proto.pieces.add(piece=piece, score=score, type=kind)

@@ -19,8 +19,8 @@ class PieceTable:
     """What every id decodes to.
 
     `invalid` says how bytes that are no UTF-8 become U+FFFD: one for each byte (sentencepiece), or one for each maximal
-    part of a character (the Unicode standard, section 3.9; byte-level BPE). `strip_first_space` undoes a dummy prefix, but for `unknown_id`,
-    whose text is no piece of the original.
+    part of a character (the Unicode standard, section 3.9; byte-level BPE). `strip_first_space` undoes a dummy prefix,
+    but for `unknown_id`, whose text is no piece of the original.
     """
 
     pieces: Sequence[Piece]

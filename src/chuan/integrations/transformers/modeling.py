@@ -1,4 +1,4 @@
-"""Chuan's decoder, as transformers wants a model: `generate()`, and the published `chat`, `quantize`, `save_pretrained`.
+"""Chuan's decoder, as transformers wants one: `generate()`, and the published `chat`, `quantize`, `save_pretrained`.
 
 In: a Baichuan folder or hub id. Out: what `AutoModelForCausalLM` returns for it. The weights are read by
 `chuan.checkpoints`; no `.py` of the folder is ever looked at. Letters: B batch, T tokens, S all tokens, V vocabulary.
@@ -47,7 +47,7 @@ class BaichuanForCausalLM(PreTrainedModel, GenerationMixin):
         self._answering: tuple[Any, LanguageModel] | None = None
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str],
         *,
@@ -99,7 +99,7 @@ class BaichuanForCausalLM(PreTrainedModel, GenerationMixin):
         apply_int8(self.decoder)
         return self
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # type: ignore[override]
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Writes a Baichuan folder that the same snippet opens again, in the precision the model has."""
         for name in ("safe_serialization", "max_shard_size"):
             kwargs.pop(name, None)  # always safetensors, always in shards that load everywhere
@@ -156,7 +156,7 @@ class BaichuanForCausalLM(PreTrainedModel, GenerationMixin):
         role_ids = read_role_ids(values, self.config.vocab_size)
         if role_ids is None:
             raise ChuanError(
-                "this is a base model, or model.generation_config was not set from its folder: it has no user_token_id; "
+                "this is a base model, or model.generation_config was not set from its folder: no user_token_id; "
                 "use model.generate to continue a text"
             )
         eos = values.get("eos_token_id", tokenizer.eos_token_id)
@@ -200,9 +200,7 @@ def _read_device_map(device_map: Any) -> str:
         return "cpu"
     if isinstance(device_map, dict):
         if set(device_map) != {""}:
-            raise ChuanError(
-                'device_map must put the whole model on one device: "auto", "cpu", "cuda:0" or {"": "cuda:0"}'
-            )
+            raise ChuanError('device_map must put the model on one device: "auto", "cpu", "cuda:0" or {"": "cuda:0"}')
         device_map = device_map[""]
     return f"cuda:{device_map}" if isinstance(device_map, int) else str(device_map)
 

@@ -75,7 +75,8 @@ class BaichuanTokenizer(PreTrainedTokenizer):
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """Pieces to text; special tokens, where they were asked for, stand as their names."""
-        out, run = [], []
+        out: list[str] = []
+        run: list[int] = []
         for token in tokens:
             if token in self.all_special_tokens:
                 out += [self.sp_model.decode(run), token]
