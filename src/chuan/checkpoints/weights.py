@@ -158,7 +158,7 @@ def _load_bin(path: Path) -> dict[str, Tensor]:
         loaded = torch.load(path, map_location="cpu", mmap=zipped, weights_only=True)
     except pickle.UnpicklingError:
         raise ChuanError(
-            f"{path} is damaged, or holds more than tensors (a pickle can carry code); it was not opened, use safetensors"
+            f"{path} is damaged, or holds more than tensors (a pickle can carry code); not opened, use safetensors"
         ) from None
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise ChuanError(f"{path} is damaged or cut short ({first_line(error):.120}); fetch it again") from None

@@ -90,7 +90,9 @@ class Backbone(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        # Uniform, of the usual deviation 0.02: torch's own normal start, on a meta device, imports the compiler (seconds).
+        table = torch.empty(config.vocab_size, config.hidden_size).uniform_(-0.0346, 0.0346)
+        self.embed_tokens = nn.Embedding.from_pretrained(table, freeze=False)
         self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 

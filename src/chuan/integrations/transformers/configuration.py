@@ -22,6 +22,7 @@ class BaichuanConfig(PreTrainedConfig):
 
     def __init__(self, **kwargs: Any) -> None:
         defaults = PRESETS["baichuan2-7b"].to_dict() | {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+        defaults.pop("rope_scaling")  # unset, and deprecated by transformers under this name
         # Would make transformers fetch the folder's code in places that do not ask for our registration.
         kwargs.pop("auto_map", None)
         super().__init__(**(defaults | kwargs))

@@ -139,6 +139,11 @@ class BaichuanForCausalLM(PreTrainedModel, GenerationMixin):
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
 
+    @staticmethod
+    def create_masks_for_generate(attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+        """transformers' hook for static caches: the padding mask is enough, the decoder adds causality itself."""
+        return attention_mask
+
     def get_input_embeddings(self) -> torch.nn.Module:
         return self.decoder.model.embed_tokens
 
