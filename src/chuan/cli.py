@@ -25,10 +25,10 @@ app = typer.Typer(
 )
 
 Model = Annotated[str, typer.Argument(help="A name from `chuan models`, a hub id, a folder, or a .gguf file.")]
-Bits = Annotated[int | None, typer.Option(help="16, or 8 for int8 weights. [default: what the files have]")]
+Bits = Annotated[int | None, typer.Option(help="16, or 8 for int8 weights. (default: what the files have)")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...")]
 Dtype = Annotated[str, typer.Option(help="auto, bfloat16, float16, float32. auto is what the hardware computes fast.")]
-Temperature = Annotated[float | None, typer.Option(help="0 is greedy. [default: the model's own, as for all below]")]
+Temperature = Annotated[float | None, typer.Option(help="0 is greedy. (default: the model's own, as for all below)")]
 TopK = Annotated[int | None, typer.Option(help="Choose among the K likeliest tokens; 0 is off.")]
 TopP = Annotated[float | None, typer.Option(help="Choose among the likeliest tokens that make up this probability.")]
 MinP = Annotated[float | None, typer.Option(help="Drop tokens less likely than this share of the likeliest.")]

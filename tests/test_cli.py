@@ -1,0 +1,86 @@
+"""The command line as people use it: real processes, pipes, exit codes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from chuan.cli import app
+
+CHUAN = str(Path(sys.executable).with_name("chuan"))
+ROOT = Path(__file__).parents[1]
+
+
+def run(*arguments: str, stdin: bytes = b"", cwd: Path | None = None) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run([CHUAN, *arguments], input=stdin, capture_output=True, timeout=300, cwd=cwd)
+
+
+def assert_one_line(done: subprocess.CompletedProcess[bytes], *words: str) -> None:
+    lines = done.stderr.decode().strip().splitlines()
+    assert done.returncode == 1, done
+    assert len(lines) == 1, lines
+    assert all(word in lines[0] for word in words), lines
+    assert done.stdout == b""
+
+
+@pytest.mark.xdist_group("smollm2")
+def test_make_chat_answers_paris_in_a_pipe(smollm2_path: Path):
+    """The README's first line. Run where `make chat` has nothing to install."""
+    stamp = ROOT / ".venv" / "chuan-installed"
+    if not stamp.exists() or Path(sys.prefix) != ROOT / ".venv":
+        pytest.skip("not in the .venv that make sets up")
+    done = subprocess.run(
+        ["make", "--silent", "chat"],
+        input=b"What is the capital of France?\n",
+        capture_output=True,
+        cwd=ROOT,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"Paris" in done.stdout
+    assert b"\x1b" not in done.stdout
+
+
+@pytest.mark.xdist_group("smollm2")
+def test_one_answer_from_stdin_and_generate(smollm2_path: Path):
+    done = run("chat", "-m", "-", "--max-new-tokens", "12", stdin=b"What is the capital of France?")
+    assert done.returncode == 0, done.stderr
+    assert b"Paris" in done.stdout
+    assert done.stderr == b""
+    done = run("generate", str(smollm2_path), "The capital of France is", "--max-new-tokens", "4", "--temperature", "0")
+    assert b"Paris" in done.stdout
+
+
+@pytest.mark.xdist_group("smollm2")
+def test_info_and_models_are_plain_when_piped(smollm2_path: Path):
+    done = run("info", str(smollm2_path))
+    assert done.returncode == 0, done.stderr
+    assert b"134,515,008" in done.stdout
+    assert b"\x1b" not in done.stdout
+    assert b"smollm2-135m" in run("models").stdout
+
+
+def test_bad_input_is_one_line(tmp_path: Path):
+    assert_one_line(run("chat", "nothing-of-that-name", "-m", "hi"), "smollm2-135m")
+    assert_one_line(run("chat", "./missing", "-m", "hi"), "./missing")
+    assert_one_line(run("chat", str(tmp_path), "-m", "hi"), "config.json")
+    assert_one_line(run("chat", "-m", "-", stdin=b"\xff\xfe"), "UTF-8")
+    assert_one_line(run("chat", "--bits", "4", "-m", "hi"), "bits=8")
+    assert_one_line(run("chat", "--dtype", "int3", "-m", "hi"), "int3")
+    assert_one_line(run("chat", "--device", "toaster", "-m", "hi"), "toaster")
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF" + bytes(range(64)))
+    assert_one_line(run("info", str(broken)), "broken.gguf")
+
+
+def test_help_page_has_every_command_and_option():
+    """docs/cli.md is generated (`make docs`); this finds it stale."""
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    for name, command in typer.main.get_command(app).commands.items():
+        assert f"## `chuan {name}`" in page
+        for parameter in command.params:
+            for option in parameter.opts if parameter.param_type_name == "option" else []:
+                if option != "--help":
+                    assert option in page, f"make docs: {option} of {name} is missing"
