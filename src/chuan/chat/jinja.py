@@ -49,12 +49,16 @@ class JinjaChat:
         return ()
 
     def render(self, messages: Sequence[Message], context_length: int, max_new_tokens: int | None) -> list[int]:
-        ids = self._encode(messages)
         room = context_length - (max_new_tokens if max_new_tokens is not None else 1)
+        if room <= 0:
+            raise ChuanError(
+                f"max_new_tokens {max_new_tokens} leaves no prompt in a context of {context_length}; lower it"
+            )
+        ids = self._encode(messages)
         excess = len(ids) - room
         if excess > 0:
             raise PromptTooLongError(
-                f"the conversation is {excess} tokens too long: {len(ids)} for the {max(room, 0)} that a context of "
+                f"the conversation is {excess} tokens too long: {len(ids)} for the {room} that a context of "
                 f"{context_length} leaves; shorten it or lower max_new_tokens",
                 excess,
             )

@@ -69,9 +69,11 @@ def save_folder(
             (temporary / "chat_template.jinja").write_text(extras.chat_template, encoding="utf-8")
         if tokenizer is not None:
             _save_tokenizer(temporary, tokenizer, extras.special)
-        for path in [*temporary.iterdir(), temporary]:
+        temporary.chmod(0o755)  # temporary folders and safetensors' files are made for their owner alone
+        for path in temporary.iterdir():
+            path.chmod(0o644)
             _flush(path)
-        temporary.chmod(0o755)  # mkdtemp's 0700 is for secrets
+        _flush(temporary)
         if target.is_dir() and any(target.iterdir()):
             # Last the configuration: without it nothing opens what a cut would leave.
             for path in sorted(temporary.iterdir(), key=lambda path: path.name == "config.json"):

@@ -57,8 +57,9 @@ def print_info(model: str) -> None:
 
 def _print(table: Table) -> None:
     console = Console(highlight=False)
-    # Piped, a line is never folded: programs read it.
-    console.print(table, **({} if console.is_terminal else {"width": 1000, "soft_wrap": True}))  # type: ignore[arg-type]
+    if not console.is_terminal:
+        console = Console(highlight=False, width=1000)  # piped, a line is never folded: programs read it
+    console.print(table)
 
 
 def _gigabytes(size: int) -> str:
