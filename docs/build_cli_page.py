@@ -9,18 +9,8 @@ from pathlib import Path
 
 def render_page() -> str:
     """The page, by typer's own generator."""
-    command = [
-        sys.executable,
-        "-m",
-        "typer",
-        "chuan.cli",
-        "utils",
-        "docs",
-        "--name",
-        "chuan",
-        "--title",
-        "The command line",
-    ]
+    names = ["--name", "chuan", "--title", "The command line"]
+    command = [sys.executable, "-m", "typer", "chuan.cli", "utils", "docs", *names]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 

@@ -90,7 +90,7 @@ class Backbone(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        # Uniform, of the usual deviation 0.02: torch's own normal start, on a meta device, imports the compiler (seconds).
+        # Uniform, of the usual deviation 0.02: a normal start, on a meta device, would import torch's compiler.
         table = torch.empty(config.vocab_size, config.hidden_size).uniform_(-0.0346, 0.0346)
         self.embed_tokens = nn.Embedding.from_pretrained(table, freeze=False)
         self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
