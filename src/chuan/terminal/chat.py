@@ -98,7 +98,7 @@ def answer_last(
     *,
     stoppable: bool,
 ) -> Conversation | None:
-    """Streams the answer to the last message; the conversation with it, or None where it was stopped at once.
+    """Streams the answer to the last message; the conversation with it, or None where there is none.
 
     While the conversation does not fit the model, its oldest round is dropped. With `stoppable`, Ctrl-C ends the answer
     and what was said so far is kept; else it ends the program.
@@ -112,7 +112,11 @@ def answer_last(
             conversation = conversation.drop_oldest_round()
             renderer.note("The conversation no longer fits the model; its oldest round was dropped.")
             continue
-        return None if stopped and not text else conversation.add_assistant(text)
+        if text.strip():
+            return conversation.add_assistant(text)
+        if not stopped:
+            renderer.note("The model had nothing to say; the message was taken back.")
+        return None
 
 
 def _stream_answer(

@@ -78,9 +78,10 @@ def _without_control(description: Mapping[str, Any], control: Mapping[str, int])
 
     They keep their ids under names that begin with a space, which no normalized text or byte-level word holds.
     """
-    changed = copy.deepcopy(dict(description))
-    model = changed["model"]
-    vocabulary: dict[str, int] = model["vocab"]
+    model = dict(description["model"])
+    vocabulary: dict[str, int] = dict(model["vocab"])
+    changed = dict(description) | {"model": model, "pre_tokenizer": copy.deepcopy(description.get("pre_tokenizer"))}
+    model["vocab"] = vocabulary
     kept = [token for token in changed.get("added_tokens") or [] if token["content"] not in control]
     for token in kept:
         # The library numbers added tokens anew; those that are in the vocabulary keep their number.
