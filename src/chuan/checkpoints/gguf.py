@@ -70,13 +70,22 @@ def open_gguf(path: Path) -> Checkpoint:
     )
 
 
+class _BoundedReader(gguf.GGUFReader):
+    """The library's reader, which takes a lying count at its word: beyond the end it would read nothing, for ever."""
+
+    def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+        if int(offset) + int(count) * np.dtype(dtype).itemsize > len(self.data):
+            raise ValueError("it ends before what its header promises")
+        return super()._get(offset, dtype, count, override_order)
+
+
 class GGUFFile:
     """The header's values, and `Weights` that are dequantized when read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._reader = gguf.GGUFReader(path)
+            self._reader = _BoundedReader(path)
             self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
             # GGUF counts from the fastest axis; torch from the slowest.
             self.shapes = {
@@ -100,7 +109,8 @@ class GGUFFile:
     def read(self, name: str) -> Tensor:
         tensor = self._tensors[name]
         try:
-            values = dequantize(tensor.data, tensor.tensor_type)
+            with np.errstate(all="ignore"):  # a NaN among the scales is reported by whoever reads the tensor
+                values = dequantize(tensor.data, tensor.tensor_type)
         except NotImplementedError:
             raise ChuanError(
                 f"{name} in {self.path} is of type {tensor.tensor_type.name}, which gguf cannot dequantize; "

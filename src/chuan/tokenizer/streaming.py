@@ -44,8 +44,8 @@ class StreamingDecoder:
             self._pending += piece
             return self._mark_started(self._take(final=False))
         if piece is None:
-            # A control token ends a run of bytes only where there is one, and does not end the start of the text.
-            return self._mark_started(self._take(final=True))
+            # Left out of the text. To sentencepiece it ends a run of bytes; to byte-level BPE it was never there.
+            return self._mark_started(self._take(final=True)) if self._table.invalid == "each byte" else ""
         text = self._take(final=True)
         if self._at_start and not text and piece:
             self._at_start = False
