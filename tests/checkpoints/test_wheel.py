@@ -152,9 +152,7 @@ def test_full_disk_leaves_nothing(tmp_path: Path):
         "except ChuanError as error:\n"
         "    print(error)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=dict(os.environ)
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "was not written" in done.stdout
     assert done.stdout.count("\n") == 1

@@ -40,9 +40,8 @@ class JinjaChat:
             raise ChuanError(f"the model's chat template is not valid Jinja: {first_line(error)}") from None
         names = sorted(tokenizer.control_pieces, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, names)) or r"(?!)")
-        # No control string can begin, end, or lie inside a content without these characters.
-        edges = {name[0] for name in names} | {name[-1] for name in names}
-        self._guarded = sorted(edges | {c for name in names for c in name if not c.isalnum()})
+        # Without these characters no content can be any part of a control string. Spaces stay: templates trim them.
+        self._guarded = sorted({character for name in names for character in name if not character.isspace()})
 
     @property
     def stop_ids(self) -> tuple[int, ...]:

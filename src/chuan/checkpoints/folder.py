@@ -103,8 +103,8 @@ def _read_baichuan(folder: Path, raw: Mapping[str, Any]) -> tuple[str, ModelConf
     architectures = raw.get("architectures")
     name = architectures[0] if isinstance(architectures, list) and architectures else None
     if name not in ("BaiChuanForCausalLM", "BaichuanForCausalLM"):
-        known = {64000: "BaiChuanForCausalLM", BAICHUAN2_VOCABULARY: "BaichuanForCausalLM"}
-        name = known.get(raw.get("vocab_size"))  # type: ignore[arg-type]
+        known = {"64000": "BaiChuanForCausalLM", str(BAICHUAN2_VOCABULARY): "BaichuanForCausalLM"}
+        name = known.get(str(raw.get("vocab_size")))
         if name is None:
             raise ChuanError(
                 f"{folder}/config.json does not say which generation it is; set architectures to "

@@ -7,7 +7,7 @@ temperature, top-k, top-p, min-p. Letter: V vocabulary.
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -47,7 +47,7 @@ class SamplingOptions:
             elif field.name == "stop":
                 if not isinstance(value, tuple) or not all(isinstance(stop, str) and stop for stop in value):
                     raise ChuanError("stop must be non-empty strings")
-            elif isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            elif isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
                 raise ChuanError(f"{field.name} must be a number, not {value!r:.60}")
         limits = {
             "temperature": (self.temperature >= 0, "at least 0"),

@@ -7,7 +7,7 @@ no layouts: what a Baichuan or a GGUF file calls things is translated in `chuan.
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -217,7 +217,7 @@ def _check_number(name: str, value: Any, *, integer: bool = False) -> None:
     kinds = (int,) if integer else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds):
         raise ChuanError(f"{name} must be {'an integer' if integer else 'a number'}, not {value!r}")
-    if not (value > 0 and math.isfinite(value)) or (integer and value > _LARGEST):
+    if not 0 < value <= (_LARGEST if integer else sys.float_info.max):
         raise ChuanError(f"{name} must be positive{f' and at most {_LARGEST}' if integer else ''}, not {value!r}")
 
 
