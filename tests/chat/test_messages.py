@@ -54,6 +54,6 @@ def test_anything_gives_messages_or_one_line(messages):
     try:
         checked = check_messages(messages)
     except ChuanError as error:
-        assert "\n" not in str(error)  # noqa: PT017
+        assert "\n" not in str(error)
     else:
         assert all(isinstance(message, Message) for message in checked)

@@ -15,9 +15,8 @@ from safetensors.torch import load_file, save_file
 from chuan.checkpoints.checkpoint import load_decoder
 from chuan.checkpoints.folder import open_folder
 from chuan.checkpoints.weights import open_weights
-from chuan.errors import ChuanError
 from tests.support.folders import write_baichuan_folder, write_llama_folder
-from tests.support.loading import CPU, load_logits, refusal
+from tests.support.loading import CPU, attempt, load_logits, refusal
 
 NORM = "model.norm.weight"
 
@@ -58,7 +57,14 @@ def test_truncated_safetensors_are_refused(llama: Path):
     content = path.read_bytes()
     header = 8 + int.from_bytes(content[:8], "little")
     rng = random.Random(0)
-    for length in (*range(12), header - 1, header, header + 1, len(content) - 1, *rng.choices(range(len(content)), k=40)):
+    for length in (
+        *range(12),
+        header - 1,
+        header,
+        header + 1,
+        len(content) - 1,
+        *rng.choices(range(len(content)), k=40),
+    ):
         path.write_bytes(content[:length])
         message = refusal(load_logits, llama)
         assert f"{path} is damaged or cut short" in message
@@ -71,19 +77,14 @@ def test_a_changed_byte_of_a_header_is_refused_or_harmless(llama: Path):
     header = 8 + int.from_bytes(content[:8], "little")
     rng = random.Random(0)
     refused = 0
-    positions = [*range(8), *sorted(rng.sample(range(8, header), 400))]
-    for position in positions:
+    for position in range(header):
         broken = bytearray(content)
         broken[position] ^= 1 << rng.randrange(8)
         path.write_bytes(broken)
-        try:
-            found = load_logits(llama)
-        except ChuanError as error:
-            refused += 1
-            assert str(llama) in str(error)
-        else:
-            assert torch.equal(found, expected), position
-    assert refused > 0.9 * len(positions)
+        found = attempt(load_logits, llama)
+        refused += isinstance(found, str)
+        assert str(llama) in found if isinstance(found, str) else torch.equal(found, expected), position
+    assert refused > 0.9 * header
 
 
 @pytest.mark.parametrize("dtype", ["I32", "U32", "F8_E4M3", "F8_E5M2", "I8", "U8", "BOOL", "I64", "F64", "C64", "XX"])
@@ -91,10 +92,9 @@ def test_another_type_in_the_header_is_refused_or_read(llama: Path, dtype: str):
     """Sizes that do not fit are damage; integers are no weights; other floats are."""
     path = llama / "model.safetensors"
     tensors = load_file(path)
-    size = {"I": 4, "U": 4, "F8_E4M3": 1, "F8_E5M2": 1, "BOOL": 1, "I8": 1, "U8": 1, "I64": 8, "F64": 8, "C64": 8}
-    width = size.get(dtype, 4)
-    carrier = {1: torch.zeros(64, dtype=torch.uint8), 4: torch.zeros(64), 8: torch.zeros(64, dtype=torch.float64)}[width]
-    save_file(tensors | {NORM: carrier}, path)
+    width = {"F8_E4M3": 1, "F8_E5M2": 1, "BOOL": 1, "I8": 1, "U8": 1, "I64": 8, "F64": 8, "C64": 8}.get(dtype, 4)
+    carriers = {1: torch.uint8, 4: torch.float32, 8: torch.float64}
+    save_file(tensors | {NORM: torch.zeros(64, dtype=carriers[width])}, path)
     content = path.read_bytes()
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
@@ -120,7 +120,9 @@ def test_a_missing_shard_is_refused(sharded: Path):
     assert f"the shard {path} is missing; fetch it again" in refusal(load_logits, sharded)
 
 
-@pytest.mark.parametrize("file", ["../x", "/etc/passwd", "sub/x.safetensors", "..", ".", "", "a\\b", "a\0b", 5, None, []])
+@pytest.mark.parametrize(
+    "file", ["../x", "/etc/passwd", "sub/x.safetensors", "..", ".", "", "a\\b", "a\0b", 5, None, []]
+)
 def test_an_index_that_leads_outside_is_refused(sharded: Path, file: object):
     path = sharded / "model.safetensors.index.json"
     table = json.loads(path.read_text())
@@ -170,10 +172,7 @@ def test_any_index_is_refused_or_loads(sharded: Path, data: st.DataObject):
         for key in data.draw(st.lists(st.sampled_from(sorted(edited["weight_map"])), max_size=2)):
             edited["weight_map"].pop(key, None)
         path.write_text(json.dumps(edited))
-        try:
-            load_logits(sharded)
-        except ChuanError as error:
-            assert str(error).isprintable()
+        attempt(load_logits, sharded)
     finally:
         path.write_bytes(table)
 
@@ -188,7 +187,6 @@ def test_a_pickle_that_carries_code_does_not_run_it(tmp_path: Path):
             message = refusal(load_logits, folder)
             assert f"{path} is damaged, or holds more than tensors (a pickle can carry code)" in message
             assert not mark.exists()
-    torch.load(path.with_name(path.name), weights_only=False)
     torch.save({"evil": MarksOnLoad(mark)}, path)
     torch.load(path, weights_only=False)  # the trap does work
     assert mark.exists()
@@ -224,10 +222,7 @@ def test_any_bin_is_refused_or_loads(tmp_path: Path):
         for _ in range(rng.randint(1, 3)):
             broken[rng.choice(outer)] = rng.randrange(256)
         path.write_bytes(broken)
-        try:
-            load_logits(tmp_path)
-        except ChuanError as error:
-            assert str(error).isprintable()
+        attempt(load_logits, tmp_path)
 
 
 @pytest.mark.parametrize(

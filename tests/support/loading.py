@@ -46,3 +46,13 @@ def refusal(call: Callable[..., Any], *arguments: Any) -> str:
     assert len(message) > 20
     assert message.isprintable(), repr(message)
     return message
+
+
+def attempt(call: Callable[..., Any], *arguments: Any) -> Any:
+    """What the call returns, or the one line of its `ChuanError`; any other exception is a bug and comes through."""
+    try:
+        return call(*arguments)
+    except ChuanError as error:
+        message = str(error)
+    assert message.isprintable(), repr(message)
+    return message

@@ -7,6 +7,7 @@ memory only once somebody copies it. Nothing in a file is ever executed. Knows n
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import zlib
 from collections.abc import Mapping
@@ -71,8 +72,8 @@ def _read_index(index: Path) -> dict[Path, set[str] | None]:
         names_by_file.setdefault(file, set()).add(name)
     for file, names in names_by_file.items():
         path = index.parent / file
-        if not path.is_file():
-            raise ChuanError(f"the shard {path} is missing; fetch it again")
+        if not os.path.isfile(path):  # pathlib's raises where a name is too long
+            raise ChuanError(f"the shard {path!s:.300} is missing; fetch it again")
         shards[path] = names
     return shards
 
@@ -139,7 +140,7 @@ def _parse_checksums(text: str | None, path: Path) -> dict[str, int]:
         return {}
     try:
         return {str(name): int(value) for name, value in json.loads(text).items()}
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         raise ChuanError(f"{path} is damaged: its checksums cannot be read; fetch it again") from None
 
 

@@ -155,6 +155,8 @@ class ModelConfig:
             _check_number(name, getattr(self, name), integer=True)
         if self.head_dim % 2:
             raise ChuanError(f"head_dim must be even for RoPE, not {self.head_dim}")
+        if self.rope_scaling and self.rope_scaling.rope_type == "dynamic" and self.head_dim < 4:
+            raise ChuanError(f"dynamic rope_scaling needs a head_dim of at least 4, not {self.head_dim}")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ChuanError(
                 f"num_attention_heads {self.num_attention_heads} is not a multiple of "
