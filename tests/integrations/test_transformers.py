@@ -9,6 +9,7 @@ import pytest
 import sentencepiece
 
 from tests.support.folders import write_baichuan_folder, write_booby_traps
+from tests.support.hub_server import HubServer, read_folder
 from tests.support.tiny_tokenizer import train_tiny_sentencepiece
 
 SNIPPET = """
@@ -76,6 +77,17 @@ def test_snippet_verbatim_runs_nothing_from_the_folder(trapped):
     assert result["chat"] == "str"
     assert result["cumulative"]
     assert result["remote"] == []
+
+
+def test_snippet_with_a_hub_id_asks_for_no_code(trapped, tmp_path):
+    folder, mark = trapped
+    with HubServer({"someone/Baichuan2-tiny": read_folder(folder)}) as hub:
+        settings = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+        result = run(SNIPPET, "someone/Baichuan2-tiny", "len(response)", **settings)
+    assert isinstance(result, int)
+    assert any(path.endswith("pytorch_model.bin") for path in hub.requests)
+    assert not [path for path in hub.requests if path.endswith(".py")]
+    assert not mark.exists()
 
 
 @pytest.mark.parametrize("missing", ["tokenizer_class", "whole file"])

@@ -153,7 +153,8 @@ def _describe(decoder: Decoder, layout: LayoutName, generation_config: Mapping[s
     config = decoder.config.to_dict()
     dtype = str(decoder.model.embed_tokens.weight.dtype).removeprefix("torch.")
     if layout == "baichuan":
-        names = {"architectures": ["BaichuanForCausalLM"], "model_type": "baichuan"}
+        # The first generation's class: its head is plain, as ours is once the second's NormHead is folded into it.
+        names = {"architectures": ["BaiChuanForCausalLM"], "model_type": "baichuan"}
         config["model_max_length"] = config["max_position_embeddings"]
     else:
         names = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
