@@ -8,8 +8,9 @@ MODEL ?= smollm2-135m
 chat: .venv/chuan-installed
 	@$(BIN)/chuan chat $(MODEL)
 
+# Two workers with one thread each: two workers with two fight for the cores of a small machine.
 test: .venv/dev-installed
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
 
 test-slow: .venv/dev-installed
 	@$(BIN)/python -m pytest -m slow

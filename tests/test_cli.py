@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from chuan.cli import app
+from chuan.cli import app, main
 
 CHUAN = str(Path(sys.executable).with_name("chuan"))
 ROOT = Path(__file__).parents[1]
@@ -62,17 +62,35 @@ def test_info_and_models_are_plain_when_piped(smollm2_path: Path):
     assert b"smollm2-135m" in run("models").stdout
 
 
-def test_bad_input_is_one_line(tmp_path: Path):
-    assert_one_line(run("chat", "nothing-of-that-name", "-m", "hi"), "smollm2-135m")
-    assert_one_line(run("chat", "./missing", "-m", "hi"), "./missing")
-    assert_one_line(run("chat", str(tmp_path), "-m", "hi"), "config.json")
+def test_bad_input_is_one_line_from_a_real_process():
     assert_one_line(run("chat", "-m", "-", stdin=b"\xff\xfe"), "UTF-8")
-    assert_one_line(run("chat", "--bits", "4", "-m", "hi"), "bits=8")
-    assert_one_line(run("chat", "--dtype", "int3", "-m", "hi"), "int3")
-    assert_one_line(run("chat", "--device", "toaster", "-m", "hi"), "toaster")
-    broken = tmp_path / "broken.gguf"
-    broken.write_bytes(b"GGUF" + bytes(range(64)))
-    assert_one_line(run("info", str(broken)), "broken.gguf")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["chat", "nothing-of-that-name", "-m", "hi"], "smollm2-135m"),
+        (["chat", "./missing", "-m", "hi"], "./missing"),
+        (["chat", ".", "-m", "hi"], "config.json"),
+        (["chat", "--bits", "4", "-m", "hi"], "bits=8"),
+        (["chat", "--dtype", "int3", "-m", "hi"], "int3"),
+        (["chat", "--device", "toaster", "-m", "hi"], "toaster"),
+        (["info", "broken.gguf"], "broken.gguf"),
+        (["generate", "broken.gguf", "x"], "broken.gguf"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, words, tmp_path, monkeypatch, capfd):
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(range(64)))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["chuan", *arguments])
+    with pytest.raises(SystemExit) as info:
+        main()
+    out, err = capfd.readouterr()
+    assert info.value.code == 1
+    assert out == ""
+    assert err.startswith("chuan: ")
+    assert err.count("\n") == 1
+    assert words in err
 
 
 def test_help_page_has_every_command_and_option():

@@ -173,7 +173,7 @@ def test_memory_is_the_model_and_one_tensor(tmp_path: Path):
     tiny = tmp_path / "tiny"
     write_baichuan_folder(tiny)
     generator = torch.Generator().manual_seed(0)
-    width, ffn, layers, vocabulary = 512, 1536, 6, 2000
+    width, ffn, layers, vocabulary = 512, 1536, 5, 1000
     folders = []
     state = {"model.embed_tokens.weight": (vocabulary, width), "lm_head.weight": (vocabulary, width), NORM: (width,)}
     for layer in range(layers):

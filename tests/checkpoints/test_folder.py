@@ -193,11 +193,8 @@ def test_added_tokens_beyond_the_embedding_are_ignored(llama: Path):
 
 
 def test_chat_templates_are_found_in_each_place(llama: Path):
-    edit(
-        llama,
-        "tokenizer_config.json",
-        chat_template=[{"name": "rag", "template": "r"}, {"name": "default", "template": "d"}],
-    )
+    templates = [{"name": "rag", "template": "r"}, {"name": "default", "template": "d"}]
+    edit(llama, "tokenizer_config.json", chat_template=templates)
     assert open_folder(llama).chat_template == "d"
     (llama / "chat_template.jinja").write_text("川", encoding="utf-8")
     assert open_folder(llama).chat_template == "川"
@@ -208,41 +205,10 @@ def test_chat_templates_are_found_in_each_place(llama: Path):
     assert open_folder(llama).chat_template is None
 
 
-JUNK = st.sampled_from(
-    [
-        None,
-        True,
-        False,
-        0,
-        1,
-        -1,
-        3,
-        1.5,
-        1e308,
-        float("nan"),
-        float("inf"),
-        2**31,
-        2**64,
-        10**400,
-        "",
-        "a",
-        "\n",
-        "\ud800",
-    ]
-    + [
-        "../x",
-        "llama",
-        "baichuan",
-        [],
-        {},
-        [1],
-        ["a"],
-        [[]],
-        {"a": 1},
-        {"content": 5},
-        {"rope_type": "yarn", "factor": 2},
-    ]
-)
+NUMBERS = [0, 1, -1, 3, 1.5, 1e308, float("nan"), float("inf"), 2**31, 2**64, 10**400]
+TEXTS = ["", "a", "\n", "\ud800", "../x", "llama", "baichuan"]
+TABLES = [[], {}, [1], ["a"], [[]], {"a": 1}, {"content": 5}, {"rope_type": "yarn", "factor": 2}]
+JUNK = st.sampled_from([None, True, False, *NUMBERS, *TEXTS, *TABLES])
 KEYS = ["rope_scaling", "quantization_config", "chat_template", "head_dim", "sliding_window", "user_token_id", "seed"]
 
 

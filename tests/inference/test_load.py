@@ -8,6 +8,9 @@ from transformers import AutoModelForCausalLM
 
 import chuan
 from chuan.errors import ChuanError
+from chuan.inference.generation import Prefix, decode, prefill
+from chuan.model.decoder import Decoder
+from chuan.model.kv_cache import KVCache
 
 PROMPTS = [
     "The capital of France is",
@@ -34,7 +37,7 @@ PROMPTS = [
 NEW_TOKENS = 64
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # a module's would be built again whenever a worker changes between modules
 def models(smollm2_path: Path):
     ours = chuan.load(smollm2_path, dtype="float32", device="cpu")
     theirs = AutoModelForCausalLM.from_pretrained(
@@ -44,28 +47,38 @@ def models(smollm2_path: Path):
 
 
 @pytest.mark.xdist_group("smollm2")
-@torch.inference_mode()
 def test_greedy_is_transformers_greedy_for_20_prompts(models):
-    """One pass of transformers over prompt and answer: every id of ours must be its argmax, so its greedy is ours.
+    """All prompts in one left-padded batch, which is each alone within rounding (the slow test has each alone)."""
+    ours, theirs = models
+    rows = [ours.tokenizer.encode(prompt) for prompt in PROMPTS]
+    assert_transformers_would_say_the_same(ours, theirs, rows, decode_batch(ours.decoder, rows))
+
+
+@pytest.mark.slow
+def test_greedy_is_transformers_greedy_one_by_one(models):
+    ours, theirs = models
+    rows = [ours.tokenizer.encode(prompt) for prompt in PROMPTS]
+    assert_transformers_would_say_the_same(ours, theirs, rows, [decode_one(ours.decoder, row) for row in rows])
+
+
+@torch.inference_mode()
+def assert_transformers_would_say_the_same(ours, theirs, rows: list[list[int]], answers: list[list[int]]) -> None:
+    """One pass of transformers over prompt and answer: every id must be its argmax, so its greedy answer is the same.
 
     A step whose two best logits lie closer than the measured error may differ, and is listed.
     """
-    ours, theirs = models
     error, ties = 0.0, []
-    for prompt in PROMPTS:
-        prompt_ids = ours.tokenizer.encode(prompt)
-        answer = _greedy_ids(ours, prompt_ids)
+    for prompt, row, answer in zip(PROMPTS, rows, answers, strict=True):
         assert len(answer) == NEW_TOKENS
-        ids = prompt_ids + answer
-        expected = theirs(torch.tensor([ids])).logits[0].float()
-        error = max(error, float((expected - ours.logits(ids)).abs().max()))
-        for position, token_id in enumerate(answer, start=len(prompt_ids) - 1):
+        expected = theirs(torch.tensor([row + answer])).logits[0].float()
+        error = max(error, float((expected - ours.logits(row + answer)).abs().max()))
+        for position, token_id in enumerate(answer, start=len(row) - 1):
             best, second = expected[position].topk(2).values.tolist()
             if int(expected[position].argmax()) != token_id:
                 ties.append((prompt, position, best - second))
-    assert error < 1e-2
     print(f"largest difference of logits {error:.2e}; steps that differ: {ties}")
-    assert all(gap <= 2 * error for _, _, gap in ties), ties
+    assert error < 1e-3
+    assert all(gap <= 2 * max(error, 1e-5) for _, _, gap in ties), ties
 
 
 @pytest.mark.xdist_group("smollm2")
@@ -76,7 +89,7 @@ def test_greedy_is_generate_to_the_id(models):
         out = theirs.generate(
             torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), max_new_tokens=24, do_sample=False
         )
-        assert _greedy_ids(ours, ids)[:24] == out[0, len(ids) :].tolist()
+        assert decode_one(ours.decoder, ids, 24) == out[0, len(ids) :].tolist()
 
 
 @pytest.mark.xdist_group("smollm2")
@@ -110,15 +123,26 @@ def test_unknown_names_are_one_line():
         chuan.load("./no-such-folder")
 
 
-def _greedy_ids(model, prompt_ids: list[int]) -> list[int]:
-    from chuan.inference.generation import Prefix, decode, prefill
-    from chuan.model.kv_cache import KVCache
-
+def decode_one(decoder: Decoder, prompt_ids: list[int], count: int = NEW_TOKENS) -> list[int]:
+    """Greedy, the way an answer is generated."""
+    prefix, ids = Prefix(KVCache(decoder.config)), []
     with torch.inference_mode():
-        prefix = Prefix(KVCache(model.decoder.config))
-        logits, _ = prefill(model.decoder, prefix, prompt_ids)
-        ids: list[int] = []
-        for _ in range(NEW_TOKENS):
+        logits, _ = prefill(decoder, prefix, prompt_ids)
+        for _ in range(count):
             ids.append(int(logits.argmax()))
-            logits = decode(model.decoder, prefix, ids[-1])
+            logits = decode(decoder, prefix, ids[-1])
     return ids
+
+
+@torch.inference_mode()
+def decode_batch(decoder: Decoder, rows: list[list[int]]) -> list[list[int]]:
+    """Greedy, for all rows at once, padded on the left."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
+    mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows])
+    cache, answers = KVCache(decoder.config, batch_size=len(rows)), []
+    for _ in range(NEW_TOKENS):
+        ids = decoder(ids, cache, attention_mask=mask, logits_to_keep=1)[:, -1].argmax(dim=-1, keepdim=True)
+        mask = torch.cat([mask, torch.ones(len(rows), 1, dtype=torch.bool)], dim=1)
+        answers.append(ids)
+    return torch.cat(answers, dim=1).tolist()

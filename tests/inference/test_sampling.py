@@ -130,3 +130,9 @@ def test_defaults_come_from_the_generation_config():
     assert read_sampling_options({"do_sample": True}) == SamplingOptions(temperature=1.0, top_k=50)
     with pytest.raises(ChuanError, match=r"generation_config\.json: top_p"):
         read_sampling_options({"top_p": 7})
+
+
+def test_nan_is_one_line():
+    for options in (SamplingOptions(), SamplingOptions(temperature=1.0)):
+        with pytest.raises(ChuanError, match="NaN"):
+            Sampler(options, [0], 3, torch.device("cpu")).choose(torch.tensor([1.0, float("nan"), 2.0]))

@@ -90,19 +90,22 @@ def test_snippet_with_a_hub_id_asks_for_no_code(trapped, tmp_path):
     assert not mark.exists()
 
 
-@pytest.mark.parametrize("missing", ["tokenizer_class", "whole file"])
-def test_traps_stay_shut_whatever_the_tokenizer_config_says(trapped, missing):
+def test_traps_stay_shut_whatever_the_tokenizer_config_says(trapped):
     """transformers looks for code in places that depend on what this file leaves out."""
     folder, mark = trapped
-    path = folder / "tokenizer_config.json"
-    if missing == "whole file":
-        path.unlink()
-    else:
-        values = json.loads(path.read_text())
-        values.pop(missing)
-        path.write_text(json.dumps(values))
-    result = run(SNIPPET, folder, "len(tokenizer)")
-    assert result > 500
+    code = """
+import chuan, json, pathlib
+from transformers import AutoTokenizer
+path, sizes = pathlib.Path(NAME) / "tokenizer_config.json", []
+values = json.loads(path.read_text())
+for left in ({k: v for k, v in values.items() if k != "tokenizer_class"}, {"auto_map": values["auto_map"]}, None):
+    path.unlink() if left is None else path.write_text(json.dumps(left))
+    for use_fast in (False, True):
+        sizes.append(len(AutoTokenizer.from_pretrained(NAME, use_fast=use_fast, trust_remote_code=True)))
+"""
+    sizes = run(code, folder, "sizes")
+    assert len(sizes) == 6
+    assert len(set(sizes)) == 1
     assert not mark.exists(), mark.read_text()
 
 

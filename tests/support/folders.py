@@ -105,11 +105,9 @@ def write_booby_traps(path: Path, mark: Path) -> None:
         "quantizer",
     ):
         code = f"with open({str(mark)!r}, 'a') as mark:\n    mark.write('{name}\\n')\n"
-        classes = "".join(
-            f"class {kind}:\n    pass\n"
-            for kind in ("BaichuanForCausalLM", "BaiChuanForCausalLM", "BaichuanConfig", "BaiChuanConfig")
-        )
-        (path / f"{name}.py").write_text(f"{code}\n{classes}class BaichuanTokenizer:\n    pass\n")
+        kinds = ("BaichuanForCausalLM", "BaiChuanForCausalLM", "BaichuanConfig", "BaiChuanConfig", "BaichuanTokenizer")
+        classes = "".join(f"class {kind}:\n    pass\n" for kind in kinds)
+        (path / f"{name}.py").write_text(f"{code}\n{classes}")
 
 
 def build_baichuan_twin(state: dict[str, Tensor], generation: Literal[1, 2]) -> LlamaForCausalLM:

@@ -86,6 +86,7 @@ class GGUFFile:
         self.path = path
         try:
             self._reader = _BoundedReader(path)
+            _check_offsets(self._reader)
             self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
             # GGUF counts from the fastest axis; torch from the slowest.
             self.shapes = {
@@ -125,6 +126,15 @@ class GGUFFile:
 
     def _broken(self, error: BaseException) -> ChuanError:
         return ChuanError(f"{self.path} is not a sound GGUF file ({first_line(error):.120}); fetch it again")
+
+
+def _check_offsets(reader: gguf.GGUFReader) -> None:
+    """Tensors lie one behind the other, each aligned, as llama.cpp demands too; at another offset lies other data."""
+    expected = reader.data_offset
+    for tensor in reader.tensors:
+        if tensor.data_offset != expected:
+            raise ValueError(f"{tensor.name} does not lie behind the tensor before it")
+        expected += -(-tensor.n_bytes // reader.alignment) * reader.alignment
 
 
 def _read_config(file: GGUFFile) -> ModelConfig:

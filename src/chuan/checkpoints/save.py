@@ -188,7 +188,10 @@ def _save_tokenizer(folder: Path, tokenizer: Tokenizer, special: Mapping[str, st
     if model_file is not None:
         (folder / "tokenizer.model").write_bytes(model_file)
     try:
-        _save_json(folder / "tokenizer.json", tokenizer.build_json())
+        description = tokenizer.build_json()
+        if tokenizer.prompt_prefix and description.get("post_processor") is None:
+            description["post_processor"] = _describe_prefix(tokenizer)
+        _save_json(folder / "tokenizer.json", description)
     except ChuanError:
         # No exact one exists; tokenizer.model is then the one truth, and a wrong tokenizer.json would shadow it.
         if model_file is None:
@@ -205,6 +208,20 @@ def _save_tokenizer(folder: Path, tokenizer: Tokenizer, special: Mapping[str, st
         "clean_up_tokenization_spaces": False,
     }
     _save_json(folder / "tokenizer_config.json", table | names)
+
+
+def _describe_prefix(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The post-processor of a `tokenizer.json` that puts the prompt's prefix (a bos) in front of a text."""
+    names = {index: name for name, index in tokenizer.control_pieces.items()}
+    prefix = {names[index]: index for index in tokenizer.prompt_prefix}
+    before = [{"SpecialToken": {"id": name, "type_id": 0}} for name in prefix]
+    first, second = ({"Sequence": {"id": name, "type_id": type_id}} for type_id, name in enumerate("AB"))
+    return {
+        "type": "TemplateProcessing",
+        "single": [*before, first],
+        "pair": [*before, first, second],
+        "special_tokens": {name: {"id": name, "ids": [index], "tokens": [name]} for name, index in prefix.items()},
+    }
 
 
 def _save_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -113,6 +113,8 @@ class Sampler:
     def choose(self, logits: Tensor) -> int:
         """(V,) logits -> the next id."""
         logits = logits.float()
+        if torch.isnan(logits.max()):  # the largest of anything and NaN is NaN
+            raise ChuanError("the model computes NaN: its files are damaged, or try dtype='float32' (--dtype float32)")
         if self._seen is not None:
             penalty = self._options.repetition_penalty
             penalized = torch.where(logits > 0, logits / penalty, logits * penalty)

@@ -64,9 +64,9 @@ class PlainRenderer:
     def write(self, text: str) -> None:
         text = clean_text(text)
         if text:
+            self._last = text[-1]  # first: Ctrl-C may come as soon as somebody has read the text
             self._out.write(text)
             self._out.flush()
-            self._last = text[-1]
 
     def end(self, final: Increment | None, seconds: float) -> None:
         # An empty answer is an empty line: a reader can still count the answers. A failed one leaves no line behind.
