@@ -22,10 +22,13 @@ from chuan.terminal.render import PlainRenderer
 from .scripted import ScriptedModel, respond
 
 SCRIPT = """
+import signal
 import sys
 from scripted import ScriptedModel, respond
 from chuan.terminal.chat import run_chat, run_once
 
+# As a shell starts a program; tests that run in the background of a script inherit Ctrl-C switched off.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 model = ScriptedModel(respond)
 if sys.argv[1:]:
     sys.exit(run_once(model, sys.argv[1], None, "a system prompt"))
