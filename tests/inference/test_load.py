@@ -4,13 +4,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import chuan
+from chuan.chat.messages import check_messages
 from chuan.errors import ChuanError
 from chuan.inference.generation import Prefix, decode, prefill
 from chuan.model.decoder import Decoder
 from chuan.model.kv_cache import KVCache
+from tests.support.folders import write_baichuan_folder
+from tests.support.texts import generate_texts
+from tests.support.tiny_tokenizer import train_tiny_sentencepiece
 
 PROMPTS = [
     "The capital of France is",
@@ -146,3 +150,27 @@ def decode_batch(decoder: Decoder, rows: list[list[int]]) -> list[list[int]]:
         mask = torch.cat([mask, torch.ones(len(rows), 1, dtype=torch.bool)], dim=1)
         answers.append(ids)
     return torch.cat(answers, dim=1).tolist()
+
+
+def test_a_saved_baichuan_carries_its_format_for_other_programs(tmp_path: Path):
+    model_file = train_tiny_sentencepiece(dummy_prefix=False)
+    write_baichuan_folder(tmp_path / "original", generation=2, model_file=model_file)
+    model = chuan.load(tmp_path / "original", dtype="float32", device="cpu")
+    model.save(tmp_path / "llama")
+    again = chuan.load(tmp_path / "llama", dtype="float32", device="cpu")
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "llama")
+    texts = [text for text in generate_texts(200, seed=6) if text.strip()]
+    for first, second, third in zip(texts[::3], texts[1::3], texts[2::3], strict=False):
+        messages = [
+            {"role": "system", "content": first},
+            {"role": "user", "content": second},
+            {"role": "assistant", "content": third},
+            {"role": "user", "content": first},
+        ]
+        expected = model.chat_format.render(check_messages(messages), 4096, 16)
+        assert again.chat_format.render(check_messages(messages), 4096, 16) == expected
+        found = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        assert found == expected, messages
+    assert torch.equal(again.logits(expected), model.logits(expected))
+    assert again.defaults == model.defaults
+    assert again.stop_ids == model.stop_ids

@@ -61,6 +61,20 @@ class BaichuanChat:
         return prompt
 
 
+def render_template(user_piece: str, assistant_piece: str) -> str:
+    """The same format as a Jinja template, for other programs; exact where the tokenizer sets no dummy prefix.
+
+    With one, ids differ: each message has a prefix of its own here, and a text has one at its start alone.
+    """
+    return (
+        "{% for message in messages %}"
+        "{% if message['role'] == 'user' %}{{ " + repr(user_piece) + " }}"
+        "{% elif message['role'] == 'assistant' %}{{ " + repr(assistant_piece) + " }}{% endif %}"
+        "{{ message['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ " + repr(assistant_piece) + " }}{% endif %}"
+    )
+
+
 def _newest_rounds(rounds: list[list[int]], budget: int) -> list[int]:
     """The newest round whatever its length, then older ones while they fit."""
     history: list[int] = []

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 
-from chuan.chat.baichuan import BaichuanChat
+from chuan.chat.baichuan import BaichuanChat, render_template
 from chuan.chat.formats import ChatFormat
 from chuan.chat.jinja import JinjaChat
 from chuan.checkpoints.catalogue import resolve_model
@@ -52,7 +52,7 @@ def load(
     defaults = read_sampling_options(checkpoint.generation_config)
     stop_ids = read_stop_ids(checkpoint.generation_config, tokenizer)
     decoder = load_decoder(checkpoint, chosen_dtype, chosen_device, bits, progress)
-    extras = Extras(checkpoint.generation_config, checkpoint.chat_template, checkpoint.special)
+    extras = Extras(checkpoint.generation_config, choose_template(checkpoint, tokenizer), checkpoint.special)
     return LanguageModel(os.fspath(model), decoder, tokenizer, chat_format, defaults, stop_ids, extras)
 
 
@@ -78,6 +78,16 @@ def build_chat_format(checkpoint: Checkpoint, tokenizer: Tokenizer) -> ChatForma
     if checkpoint.chat_template is not None:
         return JinjaChat(tokenizer, checkpoint.chat_template, checkpoint.special)
     return None
+
+
+def choose_template(checkpoint: Checkpoint, tokenizer: Tokenizer) -> str | None:
+    """The template that a saved folder carries: the model's own, or Baichuan's where that is exact."""
+    if checkpoint.chat_template is not None or checkpoint.role_ids is None or tokenizer.table.strip_first_space:
+        return checkpoint.chat_template
+    names = {index: name for name, index in tokenizer.control_pieces.items()}
+    if not all(index in names for index in checkpoint.role_ids):
+        return None
+    return render_template(*(names[index] for index in checkpoint.role_ids))
 
 
 def read_stop_ids(generation_config: Mapping[str, Any], tokenizer: Tokenizer) -> frozenset[int]:
