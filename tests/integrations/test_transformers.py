@@ -200,3 +200,29 @@ other = AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=32, hidden_size=
     result = run(code, "", "[type(config).__module__, type(other).__module__]")
     assert result[0].startswith("chuan.")
     assert result[1].startswith("transformers.")
+
+
+def test_an_argument_nobody_knows_is_not_passed_over(trapped):
+    """A renamed argument (transformers 5.24 renamed the cache) must not change answers in silence."""
+    folder, _ = trapped
+    code = """
+import chuan, torch
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(NAME, dtype=torch.float32, trust_remote_code=True)
+ids = torch.tensor([[5, 6, 7]])
+refused = []
+for call in (lambda: model(ids, kv_store=1), lambda: model(ids, output_attentions=True),
+             lambda: AutoModelForCausalLM.from_pretrained(NAME, load_in_8bit=True, trust_remote_code=True)):
+    try:
+        call()
+    except chuan.ChuanError as error:
+        refused.append(str(error))
+first = model(ids[:, :2], use_cache=True)
+cache = first.get("cache", first.get("past_key_values"))
+new = model(ids[:, 2:], cache=cache).logits[0, -1]
+loss = model(ids, labels=ids).loss.item()
+"""
+    refused, close, loss = run(code, folder, "[refused, float((new - model(ids).logits[0, -1]).abs().max()), loss]")
+    assert [word in text for word, text in zip(("kv_store", "output_attentions", "load_in_8bit"), refused, strict=True)]
+    assert close < 1e-4
+    assert loss > 0

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+import wrapt
 from torch import Tensor
 from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -26,11 +27,16 @@ from chuan.errors import ChuanError
 from chuan.inference.device import choose_device, choose_dtype
 from chuan.inference.language_model import LanguageModel, Messages
 from chuan.inference.sampling import read_sampling_options
-from chuan.integrations.transformers.configuration import BaichuanConfig
+from chuan.integrations.transformers.configuration import BaichuanConfig, open_by
 from chuan.integrations.transformers.tokenization import BaichuanTokenizer
 from chuan.model.config import ModelConfig
 from chuan.model.decoder import Decoder
 from chuan.quantization.int8 import apply_int8
+
+# What transformers calls a cache in a model's output: `cache` since 5.24.
+_CACHE_FIELD = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
+# Arguments of generate() and Trainer that ask for nothing here: positions come as position_ids, and outputs are named.
+_HARMLESS = ("cache_position", "return_dict", "token_type_ids", "num_items_in_batch")
 
 
 class BaichuanForCausalLM(PreTrainedModel, GenerationMixin):
@@ -56,11 +62,17 @@ class BaichuanForCausalLM(PreTrainedModel, GenerationMixin):
         dtype: str | torch.dtype | None = None,
         torch_dtype: str | torch.dtype | None = None,
         revision: str | None = None,
-        trust_remote_code: bool = False,
         **kwargs: Any,
     ) -> BaichuanForCausalLM:
-        """Opens a folder or a hub id. `trust_remote_code` is accepted and not needed; other options are refused."""
-        for name in ("cache_dir", "force_download", "local_files_only", "token", "low_cpu_mem_usage", "_from_auto"):
+        """Opens a folder or a hub id; options that would change the result and are not known are refused."""
+        for name in (
+            "cache_dir",
+            "force_download",
+            "local_files_only",
+            "token",
+            "low_cpu_mem_usage",
+            "trust_remote_code",
+        ):
             kwargs.pop(name, None)  # the hub's own environment variables decide; memory is always kept low
         unknown = sorted(key for key, value in kwargs.items() if value is not None and not key.startswith("_"))
         if unknown:
@@ -114,30 +126,37 @@ class BaichuanForCausalLM(PreTrainedModel, GenerationMixin):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
+        cache: Cache | None = None,
         past_key_values: Cache | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """(B, T) ids -> (B, T, V) logits, with transformers' own caches."""
-        if kwargs.get("inputs_embeds") is not None:
-            raise ChuanError("inputs_embeds is not supported; pass input_ids")
-        if past_key_values is None and use_cache:
-            past_key_values = DynamicCache()
-        cache = None if past_key_values is None else _TransformersCache(past_key_values)
-        past = 0 if cache is None else cache.length
+        """(B, T) ids -> (B, T, V) logits, with transformers' own caches, under their new name (5.24) and their old."""
+        # An argument that a later transformers thinks of must not be passed over: it could change the answer.
+        unknown = sorted(key for key, value in kwargs.items() if key not in _HARMLESS and value is not None and value)
+        if unknown:
+            raise ChuanError(f"forward got {unknown[0]!r}, which this model does not know; leave it out")
+        cache = cache if cache is not None else past_key_values
+        if cache is None and use_cache:
+            cache = DynamicCache()
+        seen = None if cache is None else _TransformersCache(cache)
+        past = 0 if seen is None else seen.length
         mask = None
         if attention_mask is not None:
             if attention_mask.dim() != 2:
                 raise ChuanError("attention_mask must be (batch, tokens); this model builds its own causal mask")
             attention_mask = attention_mask[:, : past + input_ids.shape[1]].bool()
             mask = None if bool(attention_mask.all()) else attention_mask
-        logits = self.decoder(input_ids, cache, mask, position_ids, logits_to_keep)
+        logits = self.decoder(input_ids, seen, mask, position_ids, logits_to_keep)
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+            items = kwargs.get("num_items_in_batch")
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.vocab_size, num_items_in_batch=items
+            )
+        return CausalLMOutputWithPast(loss=loss, logits=logits, **{_CACHE_FIELD: cache})
 
     @staticmethod
     def create_masks_for_generate(attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
@@ -213,3 +232,5 @@ def _read_device_map(device_map: Any) -> str:
 def register(auto: ModuleType) -> None:
     """Called once `transformers.models.auto.modeling_auto` is imported."""
     auto.AutoModelForCausalLM.register(BaichuanConfig, BaichuanForCausalLM, exist_ok=True)
+    open_model = open_by(BaichuanForCausalLM.from_pretrained, ("trust_remote_code", "code_revision"))
+    wrapt.wrap_function_wrapper(auto, "AutoModelForCausalLM.from_pretrained", open_model)

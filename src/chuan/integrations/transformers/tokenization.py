@@ -5,21 +5,17 @@ In: a folder with `tokenizer.model`. Out: what `AutoTokenizer` returns for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import sentencepiece
 import wrapt
-from transformers import AddedToken, PreTrainedConfig, PreTrainedTokenizer
+from transformers import AddedToken, PreTrainedTokenizer
 
 from chuan.errors import ChuanError
+from chuan.integrations.transformers.configuration import open_by
 from chuan.tokenizer.spm import SentencePieceTokenizer
-
-_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
-# Options of AutoTokenizer that choose a class: here there is one.
-_CLASS_OPTIONS = ("pretrained_model_name_or_path", "use_fast", "trust_remote_code", "config", "tokenizer_type")
 
 
 class BaichuanTokenizer(PreTrainedTokenizer):
@@ -103,19 +99,10 @@ class BaichuanTokenizer(PreTrainedTokenizer):
 def register(auto: ModuleType) -> None:
     """Called once `transformers.models.auto.tokenization_auto` is imported.
 
-    AutoTokenizer is wrapped, and nothing registered: transformers imports the folder's `tokenization_*.py` whenever a
-    tokenizer is registered under the folder's own configuration class, or `tokenizer_config.json` leaves out its class.
+    Nothing is registered here: transformers imports the folder's `tokenization_*.py` whenever a tokenizer is registered
+    under the folder's own configuration class.
     """
-    wrapt.wrap_function_wrapper(auto, "AutoTokenizer.from_pretrained", _open_tokenizer)
-
-
-def _open_tokenizer(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    name = args[0] if args else kwargs.get("pretrained_model_name_or_path")
-    hub_options = {key: value for key, value in kwargs.items() if key in _HUB_OPTIONS}
-    try:
-        config, _ = PreTrainedConfig.get_config_dict(name, **hub_options)
-    except (OSError, ValueError, TypeError):
-        return wrapped(*args, **kwargs)  # it says best what is wrong
-    if config.get("model_type") != "baichuan":
-        return wrapped(*args, **kwargs)
-    return BaichuanTokenizer.from_pretrained(name, **{k: v for k, v in kwargs.items() if k not in _CLASS_OPTIONS})
+    ignored = ("use_fast", "trust_remote_code", "code_revision", "config", "tokenizer_type")
+    wrapt.wrap_function_wrapper(
+        auto, "AutoTokenizer.from_pretrained", open_by(BaichuanTokenizer.from_pretrained, ignored)
+    )
