@@ -79,18 +79,20 @@ def write_folder(name: str) -> None:
     (folder / "tokenizer.model").write_bytes(build_vocabulary(config.vocab_size))
 
 
-def build_vocabulary(size: int) -> bytes:
-    """64,000 pieces in the published order: controls, reserved pieces, bytes, characters, and filler."""
+def build_vocabulary(size: int, dummy_prefix: bool = True) -> bytes:
+    """Pieces in the published order: controls, reserved pieces, bytes, characters, and filler."""
     normal, unknown, control, user_defined, byte = 1, 2, 3, 4, 6
     pieces = [("<unk>", unknown), ("<s>", control), ("</s>", control)]
-    pieces += [(f"<reserved_{index}>", user_defined) for index in range(390)]
+    first = 93 if dummy_prefix else 89  # so that 195 is <reserved_102>, and in the second generation <reserved_106>
+    pieces += [(f"<spare_{index}>", user_defined) for index in range(3, first)]
+    pieces += [(f"<reserved_{index - first}>", user_defined) for index in range(first, 393)]
     pieces += [(f"<0x{value:02X}>", byte) for value in range(256)]
     characters = ["▁", *map(chr, range(33, 127)), *map(chr, range(0x4E00, 0x9FA6))]
     pieces += [(character, normal) for character in characters]
     pieces += [(f"▁a{index}", normal) for index in range(size - len(pieces))]
     names, kinds = zip(*pieces, strict=True)
     scores = [-float(index) for index in range(size)]
-    return build_model_proto(names, scores, kinds, add_dummy_prefix=True).SerializeToString()
+    return build_model_proto(names, scores, kinds, add_dummy_prefix=dummy_prefix).SerializeToString()
 
 
 def measure(folder: Path) -> int:

@@ -71,8 +71,13 @@ def test_bad_input_is_one_line_from_a_real_process():
     [
         (["chat", "nothing-of-that-name", "-m", "hi"], "smollm2-135m"),
         (["chat", "./missing", "-m", "hi"], "./missing"),
-        (["chat", ".", "-m", "hi"], "config.json"),
-        (["chat", "--bits", "4", "-m", "hi"], "bits=8"),
+        (["chat", "empty", "-m", "hi"], "config.json"),
+        (["chat", ".", "-m", "hi"], "broken.gguf"),
+        (["chat", "--bits", "3", "-m", "hi"], "16, 8 or 4"),
+        (["convert", "missing.gguf", "out"], "missing.gguf"),
+        (["convert", "broken.gguf", "out"], "broken.gguf"),
+        (["convert", "broken.gguf", "broken.gguf", "--to", "gguf"], "is there already"),
+        (["convert", "broken.gguf", "out", "--to", "onnx"], "llama, baichuan or gguf"),
         (["chat", "--dtype", "int3", "-m", "hi"], "int3"),
         (["chat", "--device", "toaster", "-m", "hi"], "toaster"),
         (["info", "broken.gguf"], "broken.gguf"),
@@ -80,6 +85,7 @@ def test_bad_input_is_one_line_from_a_real_process():
     ],
 )
 def test_bad_input_is_one_line(arguments, words, tmp_path, monkeypatch, capfd):
+    (tmp_path / "empty").mkdir()
     (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(range(64)))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["chuan", *arguments])

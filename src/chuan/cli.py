@@ -25,7 +25,7 @@ app = typer.Typer(
 )
 
 Model = Annotated[str, typer.Argument(help="A name from `chuan models`, a hub id, a folder, or a .gguf file.")]
-Bits = Annotated[int | None, typer.Option(help="16, or 8 for int8 weights. (default: what the files have)")]
+Bits = Annotated[int | None, typer.Option(help="16, 8 or 4: the bits of a weight. (default: what the files have)")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...")]
 Dtype = Annotated[str, typer.Option(help="auto, bfloat16, float16, float32. auto is what the hardware computes fast.")]
 Temperature = Annotated[float | None, typer.Option(help="0 is greedy. (default: the model's own, as for all below)")]
@@ -112,6 +112,22 @@ def info(model: Model) -> None:
     from chuan.terminal.tables import print_info
 
     print_info(model)
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="A name from `chuan models`, a hub id, a folder, a .gguf, an adapter.")],
+    target: Annotated[str, typer.Argument(help="What to write: a folder, or a .gguf file. It must not exist.")],
+    to: Annotated[str, typer.Option(help="llama, baichuan or gguf.")] = "llama",
+    bits: Annotated[int | None, typer.Option(help="16, 8 or 4. (default: what the source has)")] = None,
+    gguf_type: Annotated[
+        str | None, typer.Option("--type", help="Of a GGUF: f16, bf16, q8_0, q4_0, q4_1. (default: the source's own)")
+    ] = None,
+) -> None:
+    """Write a model as the files that another engine opens; checked by logits before it gets its name."""
+    from chuan.terminal.convert import run_convert
+
+    raise typer.Exit(run_convert(source, target, to, bits, gguf_type))
 
 
 def main() -> None:

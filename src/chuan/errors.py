@@ -9,8 +9,7 @@ class ChuanError(Exception):
     """Something the user can put right; the message is one line that says how."""
 
     def __init__(self, message: str) -> None:
-        # Names out of a broken file may hold newlines or a terminal's control sequences.
-        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
+        super().__init__(escape_unprintable(message))
 
 
 class PromptTooLongError(ChuanError):
@@ -19,6 +18,11 @@ class PromptTooLongError(ChuanError):
     def __init__(self, message: str, excess: int) -> None:
         super().__init__(message)
         self.excess = excess
+
+
+def escape_unprintable(text: str) -> str:
+    """One line that a terminal shows as it is: names out of a broken file may hold newlines or control sequences."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def first_line(error: BaseException) -> str:

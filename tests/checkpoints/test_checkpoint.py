@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from chuan.checkpoints.checkpoint import load_decoder
 from chuan.checkpoints.folder import open_folder
 from chuan.checkpoints.layouts import list_weights
-from chuan.quantization.int8 import Int8Linear, apply_int8, dequantize_rows, quantize_rows
+from chuan.quantization.int8 import Int8Linear, dequantize_rows, quantize_rows
+from chuan.quantization.methods import apply_quantization
 from tests.support.folders import write_baichuan_folder, write_llama_folder
 from tests.support.loading import CPU, build_ids, load_logits, refusal
 
@@ -102,13 +103,13 @@ def test_int8_without_scales_is_refused(tmp_path: Path, bits):
     name = "model.layers.0.self_attn.W_pack.weight"
     edit_weights(tmp_path, **{name: quantize_rows(state[name])[0]})
     message = refusal(load_logits, tmp_path, bits)
-    assert f"{name} in {tmp_path}/model.safetensors is int8 without scales" in message
+    assert f"{name} in {tmp_path}/model.safetensors is int8 without its scales" in message
     assert "16-bit weights" in message
 
 
 def test_eight_bits_are_those_of_a_finished_model(llama: Path):
     reference = load_decoder(open_folder(llama), torch.float32, CPU)
-    apply_int8(reference)
+    apply_quantization(reference, 8)
     decoder = load_decoder(open_folder(llama), torch.float32, CPU, bits=8)
     assert sum(isinstance(module, Int8Linear) for module in decoder.modules()) == 14
     ids = build_ids(decoder.config.vocab_size)

@@ -130,8 +130,7 @@ def test_what_w_pack_cannot_be_is_refused(baichuan: Path, change: dict):
 @pytest.mark.parametrize(
     "quantization",
     [
-        {"load_in_8bit": True, "llm_int8_threshold": 6.0},
-        {"quant_method": "bitsandbytes", "load_in_4bit": True},
+        {"quant_method": "bitsandbytes"},
         {"quant_method": "gptq", "bits": 4},
         {"quant_method": "compressed-tensors"},
         {"quant_method": "compressed-tensors", "config_groups": {"a": {"weights": INT8 | {"num_bits": 4}}}},

@@ -80,11 +80,13 @@ def test_list_weights_names_all_of_the_decoder(bias: bool, tied: bool):
 def test_norm_head_is_folded_in_float32_across_blocks():
     weight = torch.randn(4100, 8, generator=torch.Generator().manual_seed(0))
     weight[7] = 0  # a row of zeros stays one
-    assert torch.equal(fold_norm_head(weight), F.normalize(weight))
-    half = fold_norm_head(weight.bfloat16())
+    assert torch.equal(fold_norm_head(weight, torch.float32), F.normalize(weight))
+    half = fold_norm_head(weight.bfloat16(), torch.bfloat16)
     assert half.dtype == torch.bfloat16
     assert torch.equal(half, F.normalize(weight.bfloat16().float()).bfloat16())
-    torch.testing.assert_close(fold_norm_head(fold_norm_head(weight)), fold_norm_head(weight))
+    assert torch.equal(fold_norm_head(half, torch.bfloat16), half)  # folded before: left alone, bit for bit
+    assert torch.equal(fold_norm_head(half, torch.float32), F.normalize(half.float()))
+    assert torch.equal(fold_norm_head(half * 2, torch.bfloat16), F.normalize((half * 2).float()).bfloat16())
 
 
 def test_pairs_are_separated_head_by_head():

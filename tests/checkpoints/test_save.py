@@ -17,6 +17,7 @@ import chuan
 from chuan.checkpoints.checkpoint import load_decoder
 from chuan.checkpoints.folder import open_folder
 from chuan.checkpoints.save import Extras, save_folder
+from chuan.checkpoints.source import DecoderSource
 from chuan.model.config import ModelConfig
 from chuan.model.decoder import Decoder
 from chuan.quantization.int8 import Int8Linear, dequantize_rows
@@ -94,7 +95,7 @@ def test_baichuan_chat_survives(tmp_path: Path):
 def test_what_is_saved_and_reopened_is_the_same_bit_for_bit(tmp_path: Path, layout, kind: str, bits: int, dtype):
     write_baichuan_folder(tmp_path / "source", int(kind[-1]), dtype=torch.bfloat16)
     decoder = load_decoder(open_folder(tmp_path / "source"), dtype, CPU, bits)
-    save_folder(tmp_path / "saved", decoder, None, Extras(), layout)
+    save_folder(tmp_path / "saved", DecoderSource(decoder), None, Extras(), layout)
     checkpoint = open_folder(tmp_path / "saved")
     assert checkpoint.bits == bits
     assert checkpoint.config == decoder.config
@@ -108,7 +109,7 @@ def test_what_is_saved_and_reopened_is_the_same_bit_for_bit(tmp_path: Path, layo
 def test_an_eight_bit_folder_loads_as_sixteen(tmp_path: Path, layout):
     write_baichuan_folder(tmp_path / "source")
     small = load_decoder(open_folder(tmp_path / "source"), torch.float32, CPU, 8)
-    save_folder(tmp_path / "saved", small, None, Extras(), layout)
+    save_folder(tmp_path / "saved", DecoderSource(small), None, Extras(), layout)
     wide = load_decoder(open_folder(tmp_path / "saved"), torch.float32, CPU, 16)
     linears = {name: module for name, module in small.named_modules() if isinstance(module, Int8Linear)}
     assert len(linears) == 14
@@ -134,7 +135,8 @@ def test_eight_bits_are_named_as_compressed_tensors_names_them(tmp_path: Path):
 def test_any_flipped_byte_of_the_data_is_noticed(tmp_path: Path, bits: int):
     write_llama_folder(tmp_path / "source")
     decoder = load_decoder(open_folder(tmp_path / "source"), torch.bfloat16, CPU, bits)
-    saved = save_folder(tmp_path / "saved", decoder, None, Extras())
+    saved = tmp_path / "saved"
+    save_folder(saved, DecoderSource(decoder), None, Extras())
     path = saved / "model.safetensors"
     content = path.read_bytes()
     rng = random.Random(bits)
@@ -169,26 +171,29 @@ def build_tiny() -> Decoder:
 def test_an_occupied_folder_is_refused_and_left_alone(tmp_path: Path):
     target = tmp_path / "model"
     target.mkdir()
-    save_folder(target, build_tiny(), None, Extras())  # an empty one is fine
+    save_folder(target, DecoderSource(build_tiny()), None, Extras())  # an empty one is fine
     before = {path.name: path.read_bytes() for path in target.iterdir()}
     for beside_others in (False, True):
-        message = refusal(save_folder, target, build_tiny(), None, Extras(), "llama", beside_others)
+        message = refusal(save_folder, target, DecoderSource(build_tiny()), None, Extras(), "llama", beside_others)
         assert message == f"{target} is there already and not empty; choose another folder or remove it"
     assert {path.name: path.read_bytes() for path in target.iterdir()} == before
-    assert "is there already" in refusal(save_folder, target / "config.json", build_tiny(), None, Extras())
+    assert "is there already" in refusal(
+        save_folder, target / "config.json", DecoderSource(build_tiny()), None, Extras()
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_a_model_goes_beside_a_tokenizer(tmp_path: Path):
     (tmp_path / "tokenizer.model").write_bytes(b"mine")
-    assert "is there already" in refusal(save_folder, tmp_path, build_tiny(), None, Extras())
-    save_folder(tmp_path, build_tiny(), None, Extras(), beside_others=True)
+    assert "is there already" in refusal(save_folder, tmp_path, DecoderSource(build_tiny()), None, Extras())
+    save_folder(tmp_path, DecoderSource(build_tiny()), None, Extras(), beside_others=True)
     assert (tmp_path / "tokenizer.model").read_bytes() == b"mine"
     load_logits(tmp_path)
 
 
 def test_files_are_readable_by_all(tmp_path: Path):
-    saved = save_folder(tmp_path / "model", build_tiny(), None, Extras())
+    saved = tmp_path / "model"
+    save_folder(saved, DecoderSource(build_tiny()), None, Extras())
     assert saved.stat().st_mode & 0o777 == 0o755
     assert {path.stat().st_mode & 0o777 for path in saved.iterdir()} == {0o644}
 

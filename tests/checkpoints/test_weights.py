@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from chuan.checkpoints.checkpoint import load_decoder
 from chuan.checkpoints.folder import open_folder
-from chuan.checkpoints.weights import open_weights
+from chuan.checkpoints.weights import open_tensor_files
 from tests.support.folders import write_baichuan_folder, write_llama_folder
 from tests.support.loading import CPU, attempt, load_logits, refusal
 
@@ -44,7 +44,7 @@ def sharded(tmp_path: Path) -> Path:
 
 
 def test_a_folder_without_weights_is_refused(tmp_path: Path):
-    assert f"{tmp_path} holds no weights" in refusal(open_weights, tmp_path)
+    assert f"{tmp_path} holds no weights" in refusal(open_tensor_files, tmp_path)
 
 
 def test_safetensors_come_before_bin(llama: Path):
@@ -247,7 +247,7 @@ def test_a_shard_lost_from_a_bin_index_is_refused(tmp_path: Path):
 
 
 def test_weights_are_read_one_at_a_time_by_name(llama: Path):
-    weights = open_weights(llama)
+    weights = open_tensor_files(llama)
     stored = load_file(llama / "model.safetensors")
     assert weights.shapes == {name: tuple(tensor.shape) for name, tensor in stored.items()}
     assert all(torch.equal(weights.read(name), tensor) for name, tensor in stored.items())

@@ -3,8 +3,8 @@ import torch
 
 from chuan.errors import ChuanError
 from chuan.inference.device import choose_device, choose_dtype
-from chuan.inference.memory import estimate_cache, estimate_weights
 from chuan.model.config import PRESETS
+from chuan.model.memory import estimate_cache, estimate_weights
 
 CPU = torch.device("cpu")
 

@@ -4,7 +4,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from chuan.model.decoder import Decoder
-from chuan.quantization.int8 import Int8Linear, apply_int8, dequantize_rows, quantize_rows
+from chuan.quantization.int8 import Int8Linear, dequantize_rows, quantize_rows
+from chuan.quantization.methods import apply_quantization
 from tests.support.tiny import build_tiny_config, build_tiny_decoder
 
 
@@ -44,7 +45,7 @@ def test_it_replaces_the_layers_linears_and_nothing_else():
     decoder = build_tiny_decoder(build_tiny_config(attention_bias=True))
     ids = torch.randint(0, 307, (1, 30), generator=torch.Generator().manual_seed(1))
     before = decoder(ids)
-    apply_int8(decoder)
+    apply_quantization(decoder, 8)
     replaced = [name for name, module in decoder.named_modules() if isinstance(module, Int8Linear)]
     assert len(replaced) == 7 * 2
     assert [name for name, module in decoder.named_modules() if isinstance(module, nn.Linear)] == ["lm_head"]
@@ -52,14 +53,14 @@ def test_it_replaces_the_layers_linears_and_nothing_else():
     similarity = F.cosine_similarity(after, before, dim=-1)
     assert similarity.mean() > 0.999
     assert similarity.min() > 0.99
-    apply_int8(decoder)  # a second time changes nothing
+    apply_quantization(decoder, 8)  # a second time changes nothing
     assert torch.equal(decoder(ids), after)
 
 
 def test_on_meta_it_only_shapes():
     with torch.device("meta"):
         decoder = Decoder(build_tiny_config())
-        apply_int8(decoder)
+        apply_quantization(decoder, 8)
     shapes = {name: tuple(b.shape) for name, b in decoder.named_buffers() if "layers.0.mlp.down_proj" in name}
     assert shapes == {
         "model.layers.0.mlp.down_proj.weight": (48, 80),

@@ -14,7 +14,7 @@ import numpy as np
 import tokenizers
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -93,6 +93,11 @@ def write_baichuan_folder(
     _save_json(path / "special_tokens_map.json", {role: {"content": text} for role, text in special.items()})
     _save_json(path / "added_tokens.json", {"<pad>": vocab_size})
     return state
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Every tensor of a folder's safetensors."""
+    return {name: tensor for file in sorted(path.glob("*.safetensors")) for name, tensor in load_file(file).items()}
 
 
 def write_booby_traps(path: Path, mark: Path) -> None:

@@ -61,15 +61,23 @@ class BaichuanChat:
         return prompt
 
 
-def render_template(user_piece: str, assistant_piece: str) -> str:
-    """The same format as a Jinja template, for other programs; exact where the tokenizer sets no dummy prefix.
+def render_template(user_piece: str, assistant_piece: str, opening_mark: str | None = None) -> str:
+    """The same format as a Jinja template, for other programs.
 
-    With one, ids differ: each message has a prefix of its own here, and a text has one at its start alone.
+    Where the tokenizer sets a dummy prefix at the start of a text (the first generation), each message has one of its
+    own, which has to be written out as a space; and none may stand before a mark that opens the text. `opening_mark`
+    says that to our `tokenizer.json`. llama.cpp sets a prefix behind every control token by itself: there, and without
+    a dummy prefix, it is None.
     """
+    opening, space = "", ""
+    if opening_mark is not None:
+        mark = opening_mark.encode("unicode_escape").decode("ascii")
+        opening = "{% if messages[0]['role'] != 'system' %}{{ '" + mark + "' }}{% endif %}"
+        space = "{{ ' ' }}"
     return (
-        "{% for message in messages %}"
-        "{% if message['role'] == 'user' %}{{ " + repr(user_piece) + " }}"
-        "{% elif message['role'] == 'assistant' %}{{ " + repr(assistant_piece) + " }}{% endif %}"
+        opening + "{% for message in messages %}"
+        "{% if message['role'] == 'user' %}{{ " + repr(user_piece) + " }}" + space + ""
+        "{% elif message['role'] == 'assistant' %}{{ " + repr(assistant_piece) + " }}" + space + "{% endif %}"
         "{{ message['content'] }}{% endfor %}"
         "{% if add_generation_prompt %}{{ " + repr(assistant_piece) + " }}{% endif %}"
     )

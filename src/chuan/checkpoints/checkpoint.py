@@ -1,7 +1,7 @@
 """A checkpoint that has been opened and described, but not loaded; and loading its weights.
 
-In: what `folder` or `gguf` found on disk. Out: a `Decoder`, filled one tensor at a time, quantized on the way where
-that is asked for. Peak memory is the loaded model and one tensor. Knows no chat and no generation.
+In: what `folder` or `gguf` found on disk. Out: its weights under the decoder's names, at the bits asked for, one at a
+time; or a `Decoder` filled with them. Peak memory is the loaded model and one weight. Knows no chat and no generation.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from chuan.checkpoints.layouts import IGNORED, Layout, list_weights
-from chuan.checkpoints.weights import Weights
+from chuan.checkpoints.stored import Weights
 from chuan.errors import ChuanError
 from chuan.model.config import ModelConfig
 from chuan.model.decoder import Decoder
-from chuan.quantization.int8 import Int8Linear, apply_int8, dequantize_rows, quantize_rows
+from chuan.quantization.linear import QuantizedLinear
+from chuan.quantization.methods import Stored, dequantize, is_quantizable, quantize
 from chuan.tokenizer.tokenizer import Tokenizer
 
 Progress = Callable[[int, int], None]
@@ -29,8 +30,9 @@ Progress = Callable[[int, int], None]
 class Checkpoint:
     """What a folder or file holds, read without its weights.
 
-    `bits` is the precision of the stored linears, 16 (any float) or 8. `special` names the special tokens by role, and
-    `role_ids` are the (user, assistant) ids of the Baichuan chat format, where the model has one.
+    `bits` is the precision of the linears as the configuration declares it, 16 (any float), 8 or 4. `special` names the
+    special tokens by role; `role_ids` are the (user, assistant) ids of the Baichuan chat format, where there is one.
+    `read_card` gives what the files say about licence and origin, under the names of a model card's front matter.
     """
 
     path: Path
@@ -44,6 +46,50 @@ class Checkpoint:
     chat_template: str | None = None
     special: Mapping[str, str] = field(default_factory=dict)
     role_ids: tuple[int, int] | None = None
+    read_card: Callable[[], Mapping[str, Any]] = dict
+
+
+class CheckpointSource:
+    """A checkpoint's weights under the decoder's names, each at the bits asked for (None: as it is stored)."""
+
+    def __init__(self, checkpoint: Checkpoint, bits: int | None = None, dtype: torch.dtype | None = None) -> None:
+        """Checks names, shapes and shards before anything is read. `dtype` None is that of the stored floats."""
+        self.config = checkpoint.config
+        self._checkpoint = checkpoint
+        self._bits = bits
+        self._weights = checkpoint.open_weights()
+        check_weights(checkpoint, self._weights)
+        self.dtype = dtype if dtype is not None else self._weights.dtype
+
+    @property
+    def stored_bits(self) -> int:
+        """The fewest bits that a weight of the files has."""
+        return self._weights.bits
+
+    def read(self, name: str) -> Stored:
+        """The weight as the file means it, with its rows where the decoder has them."""
+        part = self._checkpoint.layout[name]
+        keep = is_quantizable(name) and self._bits != 16
+        whole = self._weights.read(part.source) if keep else self._weights.read_float(part.source)
+        stored = part.take(whole, self.dtype)
+        where = f"{part.source} in {self._weights.locate(part.source)}"
+        if isinstance(stored, QuantizedLinear):
+            return stored
+        if not stored.is_floating_point():
+            raise ChuanError(f"{where} holds {str(stored.dtype)[6:]}, not floats; use the model's 16-bit weights")
+        if not _is_finite(stored):
+            raise ChuanError(f"{where} holds NaN or infinity; fetch the file again")
+        return stored
+
+    def fit(self, name: str, stored: Stored) -> Stored:
+        """What was read, at the bits asked for; floats in the type of the checkpoint's."""
+        if is_quantizable(name) and self._bits in (4, 8):
+            if isinstance(stored, QuantizedLinear) and stored.bits == self._bits:
+                return stored
+            # 8-bit scales are float32, 4-bit scales are of the weight's type.
+            dtype = torch.float32 if self._bits == 8 else self.dtype
+            return quantize(dequantize(stored).to(dtype), self._bits)
+        return stored if isinstance(stored, QuantizedLinear) else _narrow(stored, self.dtype)
 
 
 def load_decoder(
@@ -53,28 +99,27 @@ def load_decoder(
     bits: int | None = None,
     progress: Progress | None = None,
 ) -> Decoder:
-    """Reads the weights into a decoder in eval mode; `bits` 16 or 8, None for what the checkpoint has.
+    """Reads the weights into a decoder in eval mode; `bits` 16, 8 or 4, None for what the checkpoint has.
 
     Everything is checked before anything is read: names, shapes, shards. `progress` hears (tensors done, of how many).
     """
-    bits = checkpoint.bits if bits is None else bits
-    weights = checkpoint.open_weights()
-    check_weights(checkpoint, weights)
+    source = CheckpointSource(checkpoint, bits, dtype)
     with torch.device("meta"):
         decoder = Decoder(checkpoint.config)
-        if bits == 8:
-            apply_int8(decoder)
     names = list(list_weights(checkpoint.config))
     for done, name in enumerate(names):
         module_name, _, attribute = name.rpartition(".")
-        module = decoder.get_submodule(module_name)
-        if isinstance(module, Int8Linear) and attribute == "weight":
-            module.weight, module.weight_scale = (
-                tensor.to(device) for tensor in _read_int8(checkpoint, weights, name, device)
-            )
+        stored = source.read(name)
+        if bits in (4, 8) and is_quantizable(name):
+            stored = source.fit(name, stored.to(device))
+        if isinstance(stored, QuantizedLinear):
+            _place_linear(decoder, module_name, stored, device)
         else:
-            tensor = _read_float(checkpoint, weights, name).to(device=device, dtype=dtype, copy=True)
-            setattr(module, attribute, nn.Parameter(tensor.contiguous(), requires_grad=False))
+            # What is still a view of the mapped file is copied; what was computed is not, because a head is 1 GB.
+            view = checkpoint.layout[name].change is None
+            tensor = stored.to(device=device, dtype=dtype, copy=view)
+            parameter = nn.Parameter(tensor.contiguous(), requires_grad=False)
+            setattr(decoder.get_submodule(module_name), attribute, parameter)
         if progress is not None:
             progress(done + 1, len(names))
     decoder.tie_head()
@@ -99,8 +144,6 @@ def check_weights(checkpoint: Checkpoint, weights: Weights) -> None:
                 f"says {list(expected)}; the weights and config.json do not belong together"
             )
         used.add(part.source)
-        if checkpoint.bits == 8 and _is_linear(name):
-            used.add(f"{part.source}_scale")
     unused = sorted(name for name in weights.shapes.keys() - used if not IGNORED.fullmatch(name))
     if checkpoint.config.tie_word_embeddings:
         unused = [name for name in unused if name not in ("lm_head.weight", "output.weight")]
@@ -111,46 +154,27 @@ def check_weights(checkpoint: Checkpoint, weights: Weights) -> None:
         )
 
 
-def _is_linear(name: str) -> bool:
-    return name.startswith("model.layers.") and name.endswith("proj.weight")
+def _place_linear(decoder: Decoder, name: str, linear: QuantizedLinear, device: torch.device) -> None:
+    """Puts a quantized layer where the plain one was; copied, because its tensors may be views of a mapped file."""
+    for buffer_name, buffer in list(linear.named_buffers()):
+        setattr(linear, buffer_name, buffer.to(device, copy=True).contiguous())
+    parent, _, attribute = name.rpartition(".")
+    plain = decoder.get_submodule(name)
+    assert isinstance(plain, nn.Linear)
+    linear.bias = plain.bias  # still empty; the file's comes behind the weight
+    setattr(decoder.get_submodule(parent), attribute, linear)
 
 
-def _read_float(checkpoint: Checkpoint, weights: Weights, name: str) -> Tensor:
-    part = checkpoint.layout[name]
-    tensor = weights.read(part.source)
-    if checkpoint.bits == 8 and _is_linear(name):
-        return dequantize_rows(*_read_int8_parts(checkpoint, weights, name))
-    if not tensor.is_floating_point():
-        raise ChuanError(
-            f"{part.source} in {weights.locate(part.source)} is {str(tensor.dtype).removeprefix('torch.')} without "
-            "scales; it was saved incompletely: use the model's 16-bit weights"
-        )
-    taken = part.take(tensor)
-    # One pass that any NaN or infinity survives: a flipped bit should not surface as a strange answer.
-    if not torch.isfinite(taken.sum(dtype=torch.float32)):
-        raise ChuanError(f"{part.source} in {weights.locate(part.source)} holds NaN or infinity; fetch the file again")
-    return taken
+def _is_finite(tensor: Tensor) -> bool:
+    """One pass that any NaN or infinity survives: a flipped bit should not surface as a strange answer.
+
+    In blocks, because the sum is taken over a float32 copy, which of a whole head would be 2 GB.
+    """
+    return all(bool(torch.isfinite(rows.sum(dtype=torch.float32))) for rows in tensor.split(4096))
 
 
-def _read_int8(checkpoint: Checkpoint, weights: Weights, name: str, device: torch.device) -> tuple[Tensor, Tensor]:
-    if checkpoint.bits == 8:
-        weight, scale = _read_int8_parts(checkpoint, weights, name)
-        return weight.clone(), scale.float().reshape(-1, 1).clone()
-    weight = _read_float(checkpoint, weights, name)
-    return quantize_rows(weight.to(device).float())
-
-
-def _read_int8_parts(checkpoint: Checkpoint, weights: Weights, name: str) -> tuple[Tensor, Tensor]:
-    part = checkpoint.layout[name]
-    weight = weights.read(part.source)
-    scale_name = f"{part.source}_scale"
-    if weight.dtype != torch.int8 or tuple(weights.shapes.get(scale_name, ())) != (weight.shape[0], 1):
-        raise ChuanError(
-            f"{part.source} in {weights.locate(part.source)} is not int8 with one scale a row, as config.json says; "
-            "fetch the files again"
-        )
-    scale = weights.read(scale_name)
-    rows = part.rows or slice(None)
-    if not torch.isfinite(scale.float()).all():
-        raise ChuanError(f"{scale_name} holds NaN or infinity; fetch the file again")
-    return weight[rows], scale[rows]
+def _narrow(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in the checkpoint's type; float32 that does not fit it (norms, often) stays if it would change."""
+    narrowed = tensor.to(dtype)
+    widened = tensor.dim() == 2 or torch.equal(narrowed.to(tensor.dtype), tensor)
+    return narrowed if widened else tensor

@@ -6,14 +6,18 @@ In: a folder. Out: a `Checkpoint`. Reads configuration, tokenizer and weights; `
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from chuan.checkpoints.checkpoint import Checkpoint
 from chuan.checkpoints.json_file import read_json, read_json_if_there
 from chuan.checkpoints.layouts import Layout, build_baichuan_layout, build_llama_layout
-from chuan.checkpoints.weights import open_weights
+from chuan.checkpoints.stored import StoredWeights
+from chuan.checkpoints.weights import open_tensor_files
 from chuan.errors import ChuanError
 from chuan.model.config import ModelConfig
 from chuan.tokenizer.json_tokenizer import JsonTokenizer
@@ -21,6 +25,7 @@ from chuan.tokenizer.spm import SentencePieceTokenizer
 from chuan.tokenizer.tokenizer import Tokenizer
 
 BAICHUAN2_VOCABULARY = 125696
+_FRONT_MATTER = re.compile(r"\A---\r?\n(.*?)\r?\n---", re.DOTALL)
 
 
 def open_folder(folder: Path) -> Checkpoint:
@@ -43,7 +48,7 @@ def open_folder(folder: Path) -> Checkpoint:
         kind=kind,
         config=config,
         layout=layout,
-        open_weights=functools.partial(open_weights, folder),
+        open_weights=lambda: StoredWeights(open_tensor_files(folder)),
         load_tokenizer=functools.partial(
             load_folder_tokenizer,
             folder,
@@ -57,7 +62,18 @@ def open_folder(folder: Path) -> Checkpoint:
         chat_template=_read_template(folder, tokenizer_config),
         special=special,
         role_ids=role_ids,
+        read_card=functools.partial(read_front_matter, folder / "README.md"),
     )
+
+
+def read_front_matter(path: Path) -> dict[str, Any]:
+    """The YAML at the head of a card; a card that cannot be read says nothing."""
+    try:
+        found = _FRONT_MATTER.match(path.read_text(encoding="utf-8", errors="replace")[:100_000])
+        values = yaml.safe_load(found[1]) if found else None
+    except (OSError, yaml.YAMLError, ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def load_folder_tokenizer(
@@ -126,18 +142,27 @@ def _read_bits(folder: Path, raw: Mapping[str, Any]) -> int:
     quantization = raw.get("quantization_config")
     if quantization is None:
         return 16
-    if isinstance(quantization, Mapping) and quantization.get("quant_method") == "compressed-tensors":
-        groups = quantization.get("config_groups")
+    values = quantization if isinstance(quantization, Mapping) else {}
+    # The published 4-bit folder names no method; what its files really are is told by their names.
+    method = values.get("quant_method") or ("bitsandbytes" if values else quantization)
+    if method == "bitsandbytes" and (values.get("load_in_8bit") or values.get("load_in_4bit")):
+        return 8 if values.get("load_in_8bit") else 4
+    if method == "compressed-tensors":
+        groups = values.get("config_groups")
         weights = [g.get("weights") for g in groups.values()] if isinstance(groups, Mapping) else []
         if len(weights) == 1 and isinstance(weights[0], Mapping):
-            asked = {key: weights[0].get(key) for key in ("num_bits", "type", "strategy", "symmetric")}
-            if asked == {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True}:
-                return 8
-    method = quantization.get("quant_method", "bitsandbytes") if isinstance(quantization, Mapping) else quantization
+            asked = [weights[0].get(key) for key in ("num_bits", "type", "strategy", "symmetric")]
+            if asked == [8, "int", "channel", True] or (asked == [4, "int", "group", True] and not _has_order(weights)):
+                return int(asked[0])
     raise ChuanError(
         f"{folder} is quantized in a way that this version does not read ({method!r:.40}); use the 16-bit folder, "
         "with bits=8 if memory is short"
     )
+
+
+def _has_order(weights: list[Any]) -> bool:
+    """Activation ordering permutes the groups; its files carry `weight_g_idx`."""
+    return bool(weights[0].get("actorder"))
 
 
 def _read_special_tokens(folder: Path, tokenizer_config: Mapping[str, Any]) -> dict[str, str]:

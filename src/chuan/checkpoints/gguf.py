@@ -6,7 +6,8 @@ In: one file. Out: a `Checkpoint`. The gguf library parses and dequantizes; what
 from __future__ import annotations
 
 import functools
-import math
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,12 @@ from gguf.quants import dequantize
 from torch import Tensor
 
 from chuan.checkpoints.checkpoint import Checkpoint
+from chuan.checkpoints.folder import BAICHUAN2_VOCABULARY, read_role_ids
+from chuan.checkpoints.gguf_vocabulary import load_tokenizer
 from chuan.checkpoints.layouts import build_gguf_layout
 from chuan.errors import ChuanError, first_line
 from chuan.model.config import ModelConfig
 from chuan.model.rope import build_frequencies
-from chuan.tokenizer.byte_level import build_byte_level_json
-from chuan.tokenizer.json_tokenizer import JsonTokenizer
-from chuan.tokenizer.spm import SentencePieceTokenizer, build_model_proto
-from chuan.tokenizer.tokenizer import Tokenizer
 
 # What the library may raise on a file whose header lies; each becomes one line.
 _BROKEN = (
@@ -38,6 +37,10 @@ _BROKEN = (
     OSError,
     RuntimeError,
 )
+
+# Where we put a model's whole `generation_config.json`: role ids, sampling, stops.
+GENERATION_KEY = "chuan.generation_config"
+_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16}
 
 
 def open_gguf(path: Path) -> Checkpoint:
@@ -57,16 +60,22 @@ def open_gguf(path: Path) -> Checkpoint:
     }
     eos = special_ids["eos"]
     template = file.get("tokenizer.chat_template")
+    generation_config = _read_generation_config(file) or ({"eos_token_id": eos} if isinstance(eos, int) else {})
+    role_ids = read_role_ids(generation_config, config.vocab_size)
+    # llama.cpp's own converter leaves the head of the second generation as it is, to be normalized.
+    normalized = file.get("general.architecture") == "baichuan" and config.vocab_size == BAICHUAN2_VOCABULARY
     return Checkpoint(
         path=path,
         kind="GGUF",
         config=config,
-        layout=build_gguf_layout(config),
+        layout=build_gguf_layout(config, normalized),
         open_weights=lambda: file,
-        load_tokenizer=functools.partial(_load_tokenizer, file, special),
-        generation_config={"eos_token_id": eos} if isinstance(eos, int) else {},
+        load_tokenizer=functools.partial(load_tokenizer, file, special, role_ids),
+        generation_config=generation_config,
         chat_template=template if isinstance(template, str) else None,
         special=special,
+        role_ids=role_ids,
+        read_card=functools.partial(_read_card, file),
     )
 
 
@@ -92,6 +101,8 @@ class _BoundedReader(gguf.GGUFReader):
 
 class GGUFFile:
     """The header's values, and `Weights` that are dequantized when read."""
+
+    bits = 16
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -132,6 +143,15 @@ class GGUFFile:
             raise self._broken(error) from None
         return torch.from_numpy(np.array(values)).reshape(self.shapes[name])
 
+    def read_float(self, name: str) -> Tensor:
+        return self.read(name)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the embedding; what is quantized means float16, whose precision its blocks' scales have."""
+        tensor = self._tensors.get("token_embd.weight")
+        return _DTYPES.get(tensor.tensor_type.name, torch.float16) if tensor is not None else torch.float16
+
     def locate(self, name: str) -> str:
         return str(self.path)
 
@@ -150,15 +170,17 @@ def _check_offsets(reader: gguf.GGUFReader) -> None:
 
 def _read_config(file: GGUFFile) -> ModelConfig:
     architecture = file.get("general.architecture")
-    if architecture != "llama":
+    if architecture not in ("llama", "baichuan"):
         raise ChuanError(
             f"{file.path} holds the architecture {architecture!r:.60}; Chuan opens GGUF of the llama family"
         )
+    if architecture == "baichuan" and file.get("baichuan.block_count") == 40:
+        raise ChuanError(f"{file.path} is a Baichuan model with ALiBi positions (13B); Chuan opens the 7B ones")
     if file.get("llama.expert_count"):
         raise ChuanError(f"{file.path} holds a mixture of experts; Chuan opens dense models of the llama family")
 
     def value(key: str) -> Any:
-        return file.get(f"llama.{key}")
+        return file.get(f"{architecture}.{key}")
 
     embeddings = file.shapes.get("token_embd.weight")
     heads, width = value("attention.head_count"), value("embedding_length")
@@ -181,6 +203,30 @@ def _read_config(file: GGUFFile) -> ModelConfig:
     if rotated is not None and rotated != config.head_dim:
         raise ChuanError(f"{file.path} rotates only {rotated} of {config.head_dim} dimensions, which is not supported")
     return _recognise_llama3(file, config)
+
+
+def _read_card(file: GGUFFile) -> dict[str, Any]:
+    """Licence and origin, under the names of a model card."""
+    keys = {"license": "license", "license_name": "license.name", "base_model_revision": "version"}
+    found = {name: file.get(f"general.{key}") for name, key in keys.items()}
+    name = file.get("general.name")
+    if isinstance(name, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        found["base_model"] = name
+    return {key: value for key, value in found.items() if isinstance(value, str) and value}
+
+
+def _read_generation_config(file: GGUFFile) -> dict[str, Any]:
+    """The one that we wrote, or nothing."""
+    text = file.get(GENERATION_KEY)
+    if text is None:
+        return {}
+    try:
+        values = json.loads(text)
+    except (ValueError, TypeError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        raise ChuanError(f"{file.path} carries generation defaults that are no JSON object; fetch it again")
+    return values
 
 
 def _read_rope_scaling(value: Any, file: GGUFFile) -> dict[str, Any] | None:
@@ -212,27 +258,3 @@ def _recognise_llama3(file: GGUFFile, config: ModelConfig) -> ModelConfig:
         if factors.shape == stored.shape and torch.allclose(factors, stored, rtol=1e-4):
             return candidate
     raise ChuanError(f"{file.path} carries RoPE factors that are not Llama 3's, which is not supported")
-
-
-def _load_tokenizer(file: GGUFFile, special: dict[str, str]) -> Tokenizer:
-    model = file.get("tokenizer.ggml.model")
-    pieces, kinds = file.get("tokenizer.ggml.tokens"), file.get("tokenizer.ggml.token_type")
-    if not isinstance(kinds, list) or len(kinds) != len(pieces):
-        raise ChuanError(f"{file.path} gives {len(pieces)} tokens but not as many kinds; fetch it again")
-    if model == "gpt2":
-        merges, pre = file.get("tokenizer.ggml.merges"), file.get("tokenizer.ggml.pre") or "default"
-        if not isinstance(merges, list) or not all(isinstance(merge, str) and " " in merge for merge in merges):
-            raise ChuanError(f"{file.path} carries no merges for its tokenizer; fetch it again")
-        tokenizer: Tokenizer = JsonTokenizer(build_byte_level_json(pieces, kinds, merges, pre), special)
-        if file.get("tokenizer.ggml.add_bos_token") and tokenizer.bos_id is not None:
-            tokenizer.prompt_prefix = (tokenizer.bos_id,)
-        return tokenizer
-    if model == "llama":
-        scores = file.get("tokenizer.ggml.scores")
-        if not isinstance(scores, list) or len(scores) != len(pieces) or not all(map(math.isfinite, scores)):
-            raise ChuanError(f"{file.path} carries no scores for its tokenizer; fetch it again")
-        prefix = file.get("tokenizer.ggml.add_space_prefix")
-        proto = build_model_proto(pieces, scores, kinds, add_dummy_prefix=prefix is not False)
-        add_bos = file.get("tokenizer.ggml.add_bos_token")
-        return SentencePieceTokenizer(proto.SerializeToString(), add_bos=add_bos is not False)
-    raise ChuanError(f"{file.path} carries a tokenizer of type {model!r:.40}; gpt2 and llama are supported")

@@ -1,11 +1,12 @@
-"""What the files of each family call the decoder's weights: one table a layout.
+"""What the files of each family call the decoder's weights: one table a layout, for reading and for writing.
 
-In: a `ModelConfig`. Out: for every weight of `chuan.model.decoder`, the `Part` of a file that it is made from. Knows no
-files. Sources: the published `modeling_baichuan.py` of both generations, and llama.cpp's names for GGUF.
+In: a `ModelConfig`. Out: for every weight of `chuan.model.decoder`, the `Part` of a file that it is. Knows no files.
+Sources: the published `modeling_baichuan.py` of both generations, and llama.cpp's names for GGUF.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chuan.model.config import ModelConfig
+from chuan.quantization.linear import QuantizedLinear
+from chuan.quantization.methods import Stored, dequantize
 
 # Buffers that some files carry and nobody needs: they are computed from the configuration.
 IGNORED = re.compile(r".*\.rotary_emb\.inv_freq|.*\.self_attn\.(causal_)?mask|rope_freqs\.weight")
@@ -22,20 +25,30 @@ IGNORED = re.compile(r".*\.rotary_emb\.inv_freq|.*\.self_attn\.(causal_)?mask|ro
 
 @dataclass(frozen=True)
 class Part:
-    """A tensor of a file, or some of its rows, and what is done to it."""
+    """A weight of a file, or some of its rows, and what is done to it when it is read and when it is written."""
 
     source: str
-    source_rows: int | None = None  # how many rows the whole tensor has, where only some are taken
+    source_rows: int | None = None  # how many rows the whole weight has, where only some are taken
     rows: slice | None = None
-    change: Callable[[Tensor], Tensor] | None = None
+    change: Callable[[Tensor, torch.dtype], Tensor] | None = None  # gives a new tensor, never a view
+    undo: Callable[[Tensor], Tensor] | None = None
 
-    def take(self, tensor: Tensor) -> Tensor:
-        """The weight, from the whole tensor of the file."""
-        rows = tensor if self.rows is None else tensor[self.rows]
-        return rows if self.change is None else self.change(rows)
+    def take(self, stored: Stored, dtype: torch.dtype) -> Stored:
+        """The decoder's weight, from the whole weight of the file; `dtype` is what floats will be kept in."""
+        if self.rows is not None:
+            stored = stored.take_rows(self.rows) if isinstance(stored, QuantizedLinear) else stored[self.rows]
+        return stored if self.change is None else self.change(dequantize(stored), dtype)
 
 
 Layout = dict[str, Part]
+
+
+def group_by_source(layout: Layout) -> dict[str, list[str]]:
+    """The names of a file, each with the decoder's weights that it holds, in the order of their rows."""
+    groups: dict[str, list[str]] = {}
+    for name, part in layout.items():
+        groups.setdefault(part.source, []).append(name)
+    return groups
 
 
 def list_weights(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -85,7 +98,7 @@ def build_baichuan_layout(config: ModelConfig, normalized_head: bool) -> Layout:
     return layout
 
 
-def build_gguf_layout(config: ModelConfig) -> Layout:
+def build_gguf_layout(config: ModelConfig, normalized_head: bool = False) -> Layout:
     """llama.cpp's names; its rotary pairs are neighbours where ours are halves apart, so q and k are re-ordered."""
     names = {
         "self_attn.q_proj": "attn_q",
@@ -107,24 +120,55 @@ def build_gguf_layout(config: ModelConfig) -> Layout:
     layout: Layout = {}
     for name in list_weights(config):
         if name in outer:
-            layout[name] = Part(outer[name])
+            layout[name] = Part(
+                outer[name], change=fold_norm_head if name == "lm_head.weight" and normalized_head else None
+            )
             continue
         _, _, layer, module = name.split(".", 3)
         module, _, kind = module.rpartition(".")
-        change = (lambda rows, count=heads[module]: separate_pairs(rows, count)) if module in heads else None
-        layout[name] = Part(f"blk.{layer}.{names[module]}.{kind}", change=change)
+        source = f"blk.{layer}.{names[module]}.{kind}"
+        if module in heads:
+            count = heads[module]
+            change = functools.partial(_separate_pairs, heads=count)
+            layout[name] = Part(source, change=change, undo=functools.partial(join_pairs, heads=count))
+        else:
+            layout[name] = Part(source)
     return layout
 
 
-def fold_norm_head(weight: Tensor) -> Tensor:
-    """NormHead folded once: rows of unit length, computed in float32 (Baichuan 2 report, appendix B; eps 1e-12)."""
-    folded = torch.empty_like(weight)
+def fold_norm_head(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """NormHead folded once: rows of unit length, computed in float32 (Baichuan 2 report, appendix B; eps 1e-12).
+
+    A head that was folded in this very type before (after an evaluation, or by us) is left as it is.
+    """
+    if weight.dtype == dtype and has_unit_rows(weight):
+        return weight.clone()
+    folded = torch.empty_like(weight, dtype=dtype)
     for start in range(0, weight.shape[0], 4096):  # in blocks: a float32 copy of the whole head would be 2 GB
         block = slice(start, start + 4096)
-        folded[block] = F.normalize(weight[block].float(), dim=-1, eps=1e-12).to(weight.dtype)
+        folded[block] = F.normalize(weight[block].float(), dim=-1, eps=1e-12).to(dtype)
     return folded
+
+
+def has_unit_rows(weight: Tensor) -> bool:
+    """Whether all rows are of unit length, but for the rounding of their type; rows of zeros count as such."""
+    tolerance = max(torch.finfo(weight.dtype).eps, 1e-6)
+    for start in range(0, weight.shape[0], 4096):
+        lengths = weight[start : start + 4096].float().norm(dim=-1)
+        if not bool((((lengths - 1).abs() <= tolerance) | (lengths == 0)).all()):
+            return False
+    return True
 
 
 def separate_pairs(rows: Tensor, heads: int) -> Tensor:
     """Rows of q or k from llama.cpp's order (x0 y0 x1 y1 ...) to Hugging Face's (x0 x1 ... y0 y1 ...), head by head."""
     return rows.reshape(heads, -1, 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
+
+
+def _separate_pairs(rows: Tensor, dtype: torch.dtype, heads: int) -> Tensor:
+    return separate_pairs(rows, heads)
+
+
+def join_pairs(rows: Tensor, heads: int) -> Tensor:
+    """The inverse of `separate_pairs`."""
+    return rows.reshape(heads, 2, -1, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)

@@ -1,16 +1,15 @@
 """Writing a model folder: the standard Llama layout, or Baichuan's own.
 
-In: a decoder, its tokenizer and what goes beside them. Out: a folder that is either whole or not there. Shards are
-written one at a time; every tensor's checksum travels in its file's metadata.
+In: a source of weights, its tokenizer and what goes beside them. Out: a folder that is either whole or not there. One
+shard is in memory at a time; every tensor's checksum travels in its file's metadata. Before the folder gets its name it
+is opened again and must give the logits that were meant.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,166 +19,241 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from chuan.checkpoints.layouts import list_weights
+from chuan.checkpoints.bitsandbytes import describe_codes
+from chuan.checkpoints.card import Origin, write_card
+from chuan.checkpoints.checkpoint import Progress
+from chuan.checkpoints.folder import BAICHUAN2_VOCABULARY, open_folder
+from chuan.checkpoints.layouts import (
+    Layout,
+    build_baichuan_layout,
+    build_llama_layout,
+    group_by_source,
+    has_unit_rows,
+    list_weights,
+)
+from chuan.checkpoints.probe import Difference
+from chuan.checkpoints.source import Check, WeightSource, describe_check
+from chuan.checkpoints.staging import check_free, check_space, staged_folder
+from chuan.checkpoints.stored import name_tensors
 from chuan.checkpoints.weights import checksum
-from chuan.errors import ChuanError, first_line
-from chuan.model.decoder import Decoder
+from chuan.errors import ChuanError
+from chuan.model.config import ModelConfig
+from chuan.model.memory import estimate_weights
+from chuan.quantization.codebook import CodebookLinear
+from chuan.quantization.int4 import Int4Linear
 from chuan.quantization.int8 import Int8Linear
+from chuan.quantization.linear import QuantizedLinear
+from chuan.quantization.methods import Stored
 from chuan.tokenizer.tokenizer import Tokenizer
 
 LayoutName = Literal["llama", "baichuan"]
-_SHARD_BYTES = 4 << 30
+_SHARD_BYTES = 2 << 30
 
 
 @dataclass(frozen=True)
 class Extras:
-    """What a folder carries beside weights and tokenizer."""
+    """What a model carries beside weights and tokenizer."""
 
     generation_config: Mapping[str, Any] = field(default_factory=dict)
     chat_template: str | None = None
     special: Mapping[str, str] = field(default_factory=dict)
+    origin: Origin | None = None
 
 
 def save_folder(
     folder: str | os.PathLike[str],
-    decoder: Decoder,
+    source: WeightSource,
     tokenizer: Tokenizer | None,
     extras: Extras,
     layout: LayoutName = "llama",
     beside_others: bool = False,
-) -> Path:
-    """Writes the folder under a temporary name, flushes it to disk, and renames it.
+    progress: Progress | None = None,
+) -> Difference:
+    """Writes the folder under a temporary name, opens it again, flushes it to disk, and renames it.
+
+    Returns how far its logits lie from the source's.
 
     Refuses a folder that holds files; with `beside_others` it refuses only one that holds a model, and its other files
-    (a tokenizer's) stay.
+    (a tokenizer's) stay. `progress` hears (steps done, of how many).
     """
     target = Path(folder)
-    _check_free(target, beside_others)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise ChuanError(f"{target} cannot be written: {error.strerror}") from None
-    try:
-        _save_weights(temporary, decoder, layout)
-        _save_json(temporary / "config.json", _describe(decoder, layout, extras.generation_config))
+    table = _build_layout(source.config, layout)
+    _check_target(target, beside_others)
+    check_space(target, estimate_weights(source.config, source.stored_bits))
+    with staged_folder(target, beside_others) as temporary:
+        check = Check(source.config, 2 * len(list_weights(source.config)), progress)
+        try:
+            written = _Shards(temporary)
+            for name, names in group_by_source(table).items():
+                written.add(name, [check.pass_on(source, part) for part in names])
+            written.finish()
+        except SafetensorError as error:
+            raise OSError(str(error)) from None
+        normalized = layout == "baichuan" and written.unit_head and source.config.vocab_size == BAICHUAN2_VOCABULARY
+        config = _describe(source, layout, normalized, extras.generation_config) | written.describe_quantization()
+        save_json(temporary / "config.json", config)
         if extras.generation_config:
-            _save_json(temporary / "generation_config.json", dict(extras.generation_config))
+            save_json(temporary / "generation_config.json", dict(extras.generation_config))
         if extras.chat_template:
             (temporary / "chat_template.jinja").write_text(extras.chat_template, encoding="utf-8")
         if tokenizer is not None:
             _save_tokenizer(temporary, tokenizer, extras.special)
-        temporary.chmod(0o755)  # temporary folders and safetensors' files are made for their owner alone
-        for path in temporary.iterdir():
-            path.chmod(0o644)
-            _flush(path)
-        _flush(temporary)
-        if target.is_dir() and any(target.iterdir()):
-            # Last the configuration: without it nothing opens what a cut would leave.
-            for path in sorted(temporary.iterdir(), key=lambda path: path.name == "config.json"):
-                path.rename(target / path.name)
-            _flush(target)
-        else:
-            temporary.rename(target)  # replaces an empty folder
-        _flush(target.parent)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or first_line(error)
-        raise ChuanError(
-            f"{target} was not written: {reason}; nothing is left of it, free some space and try again"
-        ) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return target
+        difference = check.reopen(open_folder(temporary), target)
+        if not beside_others:
+            made = {"llama": "a Llama folder", "baichuan": "a Baichuan folder"}[layout]
+            facts = {"written as": made, "weights": written.describe_precision(source.dtype)}
+            write_card(temporary, extras.origin, facts | {"checked": describe_check(difference)})
+    return difference
 
 
-def _check_free(target: Path, beside_others: bool) -> None:
-    taken = target.exists() and not target.is_dir()
-    if target.is_dir():
-        names = {path.name for path in target.iterdir()}
-        if beside_others:
-            names = {name for name in names if name == "config.json" or name.endswith((".safetensors", ".bin"))}
-        taken = bool(names)
-    if taken:
+def _check_target(target: Path, beside_others: bool) -> None:
+    if not (beside_others and target.is_dir()):
+        check_free(target)
+        return
+    names = {path.name for path in target.iterdir()}
+    if any(name == "config.json" or name.endswith((".safetensors", ".bin")) for name in names):
         raise ChuanError(f"{target} is there already and not empty; choose another folder or remove it")
 
 
-def _save_weights(folder: Path, decoder: Decoder, layout: LayoutName) -> None:
-    shards: list[dict[str, list[Tensor]]] = [{}]
-    sizes = [0]
-    for name, tensors in _list_tensors(decoder, layout):
-        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        if sizes[-1] and sizes[-1] + size > _SHARD_BYTES:
-            shards.append({})
-            sizes.append(0)
-        shards[-1][name] = tensors
-        sizes[-1] += size
-    if len(shards) == 1:
-        _save_shard(folder / "model.safetensors", shards[0])
-        return
-    weight_map: dict[str, str] = {}
-    for index, shard in enumerate(shards, start=1):
-        file = f"model-{index:05}-of-{len(shards):05}.safetensors"
-        weight_map |= dict.fromkeys(shard, file)
-        _save_shard(folder / file, shard)
-    index_table = {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}
-    _save_json(folder / "model.safetensors.index.json", index_table)
+def _build_layout(config: ModelConfig, layout: LayoutName) -> Layout:
+    if layout == "llama":
+        return build_llama_layout(config)
+    plain = (
+        config.num_key_value_heads == config.num_attention_heads
+        and config.num_attention_heads * config.head_dim == config.hidden_size
+        and not (config.attention_bias or config.mlp_bias or config.tie_word_embeddings)
+        and config.rope_theta == 10000.0
+        and config.rope_scaling is None
+    )
+    if not plain:
+        raise ChuanError(
+            "this model is no Baichuan: that layout knows no grouped queries, biases, tied embeddings or other RoPE; "
+            "write a Llama folder"
+        )
+    return build_baichuan_layout(config, normalized_head=False)
 
 
-def _save_shard(path: Path, tensors: Mapping[str, list[Tensor]]) -> None:
-    ready = {name: torch.cat([p.detach().cpu() for p in parts]).contiguous() for name, parts in tensors.items()}
-    checksums = json.dumps({name: checksum(tensor) for name, tensor in ready.items()})
-    save_file(ready, path, metadata={"format": "pt", "crc32": checksums})
+class _Shards:
+    """Safetensors files, written as they fill; named once it is known how many there are."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._tensors: dict[str, Tensor] = {}
+        self._size = self._total = 0
+        self._files: list[list[str]] = []
+        self._kinds: dict[type, QuantizedLinear] = {}
+        self._floats: list[str] = []
+        self.unit_head = False
+
+    def add(self, name: str, parts: list[Stored]) -> None:
+        """A weight of the file, from the rows that it joins."""
+        stored = parts[0] if len(parts) == 1 else _join(parts)
+        if isinstance(stored, QuantizedLinear):
+            self._kinds[type(stored)] = stored
+        elif name.endswith("proj.weight") or name.endswith("W_pack.weight"):
+            self._floats.append(name.removesuffix(".weight"))
+        if name == "lm_head.weight" and isinstance(stored, Tensor):
+            self.unit_head = has_unit_rows(stored)
+        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in name_tensors(name, stored).items()}
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        if self._size and self._size + size > _SHARD_BYTES:
+            self._write()
+        self._tensors |= tensors
+        self._size += size
+        self._total += size
+
+    def finish(self) -> None:
+        """Writes what is left, and the index where there is more than one file."""
+        self._write()
+        if len(self._files) == 1:
+            self._part(0).rename(self._folder / "model.safetensors")
+            return
+        weight_map: dict[str, str] = {}
+        for index, names in enumerate(self._files):
+            file = f"model-{index + 1:05}-of-{len(self._files):05}.safetensors"
+            self._part(index).rename(self._folder / file)
+            weight_map |= dict.fromkeys(names, file)
+        index_table = {"metadata": {"total_size": self._total}, "weight_map": weight_map}
+        save_json(self._folder / "model.safetensors.index.json", index_table)
+
+    def describe_quantization(self) -> dict[str, Any]:
+        """The `quantization_config` entry of `config.json`, or nothing."""
+        if not self._kinds:
+            return {}
+        if len(self._kinds) > 1:
+            raise ChuanError("the weights mix 8 and 4 bits, which no engine opens; choose one with --bits")
+        (example,) = self._kinds.values()
+        if isinstance(example, CodebookLinear):
+            return {"quantization_config": describe_codes(example.kind) | {"llm_int8_skip_modules": self._ignored()}}
+        return {"quantization_config": _describe_compressed(example) | {"ignore": self._ignored()}}
+
+    def describe_precision(self, dtype: torch.dtype) -> str:
+        """For people."""
+        names: Mapping[type, Callable[[Any], str]] = {
+            Int8Linear: lambda _: "int8, one scale an output (compressed-tensors)",
+            Int4Linear: lambda linear: f"int4 in groups of {linear.group_size} (compressed-tensors)",
+            CodebookLinear: lambda linear: f"{linear.kind} in blocks of {linear.block} (bitsandbytes)",
+        }
+        floats = str(dtype).removeprefix("torch.")
+        small = [names[kind](example) for kind, example in self._kinds.items()]
+        return f"{small[0]}; embeddings, norms and head {floats}" if small else floats
+
+    def _ignored(self) -> list[str]:
+        return ["lm_head", *self._floats]
+
+    def _write(self) -> None:
+        checksums = json.dumps({name: checksum(tensor) for name, tensor in self._tensors.items()})
+        path = self._part(len(self._files))
+        save_file(self._tensors, path, metadata={"format": "pt", "crc32": checksums})
+        self._files.append(list(self._tensors))
+        self._tensors, self._size = {}, 0
+
+    def _part(self, index: int) -> Path:
+        return self._folder / f"shard-{index}"
 
 
-def _list_tensors(decoder: Decoder, layout: LayoutName) -> Iterator[tuple[str, list[Tensor]]]:
-    """Names as the layout has them, each with the tensors whose rows it joins; int8 linears give weights and scales."""
-    for name in list_weights(decoder.config):
-        module_name, _, attribute = name.rpartition(".")
-        if layout == "baichuan" and module_name.endswith((".k_proj", ".v_proj")):
-            continue
-        modules = [decoder.get_submodule(module_name)]
-        if layout == "baichuan" and module_name.endswith(".q_proj"):
-            parent = module_name.removesuffix("q_proj")
-            modules += [decoder.get_submodule(parent + other) for other in ("k_proj", "v_proj")]
-            name = f"{parent}W_pack.{attribute}"
-        yield name, [getattr(module, attribute) for module in modules]
-        scales = [module.weight_scale for module in modules if isinstance(module, Int8Linear)]
-        if scales and attribute == "weight":
-            yield f"{name}_scale", scales
+def _join(parts: list[Stored]) -> Stored:
+    """Rows one behind the other; all floats, or all quantized in the same way."""
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat([part for part in parts if isinstance(part, Tensor)])
+    same = [part for part in parts if type(part) is type(first)]
+    if len(same) != len(parts):
+        raise ChuanError("q, k and v are quantized in different ways and cannot be joined; use bits=16")
+    return first.join_rows(same)
 
 
-def _describe(decoder: Decoder, layout: LayoutName, generation_config: Mapping[str, Any]) -> dict[str, Any]:
+def _describe(
+    source: WeightSource, layout: LayoutName, normalized: bool, generation_config: Mapping[str, Any]
+) -> dict[str, Any]:
     """The `config.json` of the folder."""
-    config = decoder.config.to_dict()
-    dtype = str(decoder.model.embed_tokens.weight.dtype).removeprefix("torch.")
+    config = source.config.to_dict()
     if layout == "baichuan":
-        # The first generation's class: its head is plain, as ours is once the second's NormHead is folded into it.
-        names = {"architectures": ["BaiChuanForCausalLM"], "model_type": "baichuan"}
+        # The second generation's class normalizes the head; the first's takes it as it is, which is right for any head.
+        class_name = "BaichuanForCausalLM" if normalized else "BaiChuanForCausalLM"
+        names = {"architectures": [class_name], "model_type": "baichuan"}
         config["model_max_length"] = config["max_position_embeddings"]
     else:
         names = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
-    config |= names | {"torch_dtype": dtype}
-    config |= {key: generation_config.get(key) for key in ("pad_token_id", "bos_token_id", "eos_token_id")}
-    if any(isinstance(module, Int8Linear) for module in decoder.modules()):
-        config["quantization_config"] = _describe_int8()
-    return config
+    config |= names | {"torch_dtype": str(source.dtype).removeprefix("torch.")}
+    return config | {key: generation_config.get(key) for key in ("pad_token_id", "bos_token_id", "eos_token_id")}
 
 
-def _describe_int8() -> dict[str, Any]:
-    """compressed-tensors' name for int8 weights with a scale an output channel (W8A8, dynamic activations)."""
-    common = {"num_bits": 8, "type": "int", "symmetric": True}
+def _describe_compressed(example: QuantizedLinear) -> dict[str, Any]:
+    """compressed-tensors' names: W8A8 with dynamic activations, or W4A16 in groups."""
+    weights: dict[str, Any] = {"num_bits": example.bits, "type": "int", "symmetric": True, "dynamic": False}
+    group: dict[str, Any] = {"targets": ["Linear"]}
+    if isinstance(example, Int4Linear):
+        group["weights"] = weights | {"strategy": "group", "group_size": example.group_size}
+    else:
+        group["weights"] = weights | {"strategy": "channel"}
+        activations = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
+        group["input_activations"] = activations
     return {
         "quant_method": "compressed-tensors",
-        "format": "int-quantized",
+        "format": "int-quantized" if example.bits == 8 else "pack-quantized",
         "quantization_status": "compressed",
-        "ignore": ["lm_head"],
-        "config_groups": {
-            "group_0": {
-                "targets": ["Linear"],
-                "weights": common | {"strategy": "channel", "dynamic": False},
-                "input_activations": common | {"strategy": "token", "dynamic": True},
-            }
-        },
+        "config_groups": {"group_0": group},
     }
 
 
@@ -191,7 +265,7 @@ def _save_tokenizer(folder: Path, tokenizer: Tokenizer, special: Mapping[str, st
         description = tokenizer.build_json()
         if tokenizer.prompt_prefix and description.get("post_processor") is None:
             description["post_processor"] = _describe_prefix(tokenizer)
-        _save_json(folder / "tokenizer.json", description)
+        save_json(folder / "tokenizer.json", description)
     except ChuanError:
         # No exact one exists; tokenizer.model is then the one truth, and a wrong tokenizer.json would shadow it.
         if model_file is None:
@@ -207,7 +281,7 @@ def _save_tokenizer(folder: Path, tokenizer: Tokenizer, special: Mapping[str, st
         "add_eos_token": False,
         "clean_up_tokenization_spaces": False,
     }
-    _save_json(folder / "tokenizer_config.json", table | names)
+    save_json(folder / "tokenizer_config.json", table | names)
 
 
 def _describe_prefix(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -224,17 +298,6 @@ def _describe_prefix(tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def _save_json(path: Path, values: Mapping[str, Any]) -> None:
+def save_json(path: Path, values: Mapping[str, Any]) -> None:
+    """A table, as JSON that people can read."""
     path.write_text(json.dumps(values, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-
-
-def _flush(path: Path) -> None:
-    """Forces a file or folder to disk; some file systems cannot flush folders."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        if not path.is_dir():
-            raise
-    finally:
-        os.close(descriptor)

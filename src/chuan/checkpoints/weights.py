@@ -1,7 +1,7 @@
-"""Weights on disk, as names, shapes and tensors read one at a time.
+"""Files of tensors: names, shapes, types, and tensors read one at a time.
 
-In: a folder with safetensors or `.bin` files. Out: `Weights`. Files are mapped, not loaded, so that a tensor costs
-memory only once somebody copies it. Nothing in a file is ever executed. Knows no layouts and no model.
+In: a folder with safetensors or `.bin` files. Out: `TensorFiles`. Files are mapped, not loaded, so that a tensor costs
+memory only once somebody copies it. Nothing in a file is ever executed. Knows no quantization, layout or model.
 """
 
 from __future__ import annotations
@@ -21,13 +21,39 @@ from torch import Tensor
 from chuan.checkpoints.json_file import read_json
 from chuan.errors import ChuanError, first_line
 
+# What old bitsandbytes puts beside the tensors of a `.bin`: a format's name, a list that describes 4-bit codes.
+_PLAIN = (".weight_format", ".quant_state")
 
-class Weights(Protocol):
-    """Named tensors, readable one at a time."""
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+class TensorFiles(Protocol):
+    """Named tensors, readable one at a time. `objects` are plain values that a `.bin` holds beside them."""
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Every tensor's shape, by name."""
+        ...
+
+    @property
+    def dtypes(self) -> Mapping[str, torch.dtype | None]:
+        """Every tensor's type, by name; None for types that no model of this family has."""
+        ...
+
+    @property
+    def objects(self) -> Mapping[str, Any]:
+        """Lists and strings, by name."""
         ...
 
     def read(self, name: str) -> Tensor:
@@ -39,7 +65,7 @@ class Weights(Protocol):
         ...
 
 
-def open_weights(folder: Path) -> Weights:
+def open_tensor_files(folder: Path) -> TensorFiles:
     """Finds a folder's weights: safetensors before `.bin`, sharded or not."""
     for single, opener in (("model.safetensors", SafetensorsWeights), ("pytorch_model.bin", PickledWeights)):
         index = folder / f"{single}.index.json"
@@ -51,6 +77,12 @@ def open_weights(folder: Path) -> Weights:
         f"{folder} holds no weights: neither model.safetensors nor pytorch_model.bin, nor an index of shards; "
         "fetch them, or check the path"
     )
+
+
+def has_weights(path: Path) -> bool:
+    """Whether a folder's weights are there, or only its description; a file is its own weights."""
+    names = ("model.safetensors", "pytorch_model.bin")
+    return path.is_file() or any((path / name).is_file() or (path / f"{name}.index.json").is_file() for name in names)
 
 
 def _read_index(index: Path) -> dict[Path, set[str] | None]:
@@ -83,13 +115,18 @@ class SafetensorsWeights:
 
     def __init__(self, files: Mapping[Path, set[str] | None]) -> None:
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, torch.dtype | None] = {}
+        self.objects: dict[str, Any] = {}
         self._home: dict[str, tuple[Path, Any]] = {}
         self._checksums: dict[str, int] = {}
         for path, expected in files.items():
             try:
                 handle = safe_open(path, framework="pt", device="cpu")
                 for name in handle.keys():  # noqa: SIM118 (not a dict)
-                    self.shapes[name] = tuple(handle.get_slice(name).get_shape())
+                    _check_new(name, path, self._home)
+                    description = handle.get_slice(name)
+                    self.shapes[name] = tuple(description.get_shape())
+                    self.dtypes[name] = _DTYPES.get(description.get_dtype())
                     self._home[name] = (path, handle)
                 metadata = handle.metadata() or {}
             except (SafetensorError, OSError, ValueError) as error:
@@ -116,15 +153,23 @@ class PickledWeights:
 
     def __init__(self, files: Mapping[Path, set[str] | None]) -> None:
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self._home: dict[str, tuple[Path, Tensor]] = {}
+        self.dtypes: dict[str, torch.dtype | None] = {}
+        self.objects: dict[str, Any] = {}
+        self._home: dict[str, tuple[Path, Any]] = {}
         for path, expected in files.items():
-            for name, tensor in _load_bin(path).items():
-                self.shapes[name] = tuple(tensor.shape)
-                self._home[name] = (path, tensor)
-            _check_complete(path, expected, self.shapes)
+            for name, value in _load_bin(path).items():
+                _check_new(name, path, self._home)
+                self._home[name] = (path, value)
+                if isinstance(value, Tensor):
+                    self.shapes[name] = tuple(value.shape)
+                    self.dtypes[name] = value.dtype
+                else:
+                    self.objects[name] = value
+            _check_complete(path, expected, self._home)
 
     def read(self, name: str) -> Tensor:
-        return self._home[name][1]
+        tensor: Tensor = self._home[name][1]
+        return tensor
 
     def locate(self, name: str) -> str:
         return str(self._home[name][0])
@@ -144,15 +189,22 @@ def _parse_checksums(text: str | None, path: Path) -> dict[str, int]:
         raise ChuanError(f"{path} is damaged: its checksums cannot be read; fetch it again") from None
 
 
-def _check_complete(path: Path, expected: set[str] | None, shapes: Mapping[str, Any]) -> None:
-    missing = sorted((expected or set()) - shapes.keys())
+def _check_new(name: str, path: Path, home: Mapping[str, tuple[Path, Any]]) -> None:
+    if name in home:
+        raise ChuanError(
+            f"{name} is in {home[name][0]} and again in {path}: shards of two models or versions; fetch one whole set"
+        )
+
+
+def _check_complete(path: Path, expected: set[str] | None, found: Mapping[str, Any]) -> None:
+    missing = sorted((expected or set()) - found.keys())
     if missing:
         raise ChuanError(
             f"{path} lacks {missing[0]} (and {len(missing) - 1} more), which its index promises; fetch it again"
         )
 
 
-def _load_bin(path: Path) -> dict[str, Tensor]:
+def _load_bin(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             zipped = file.read(4) == b"PK\x03\x04"  # files from before torch 1.6 are bare pickles and cannot be mapped
@@ -166,6 +218,7 @@ def _load_bin(path: Path) -> dict[str, Tensor]:
     if not isinstance(loaded, dict):
         raise ChuanError(f"{path} holds no table of tensors; fetch it again")
     for key, value in loaded.items():
-        if not (isinstance(key, str) and isinstance(value, Tensor)):
+        plain = isinstance(key, str) and key.endswith(_PLAIN) and isinstance(value, list | tuple | str)
+        if not (isinstance(key, str) and (isinstance(value, Tensor) or plain)):
             raise ChuanError(f"{path} holds something other than a tensor at {key!r:.80}; use the 16-bit weights")
     return loaded

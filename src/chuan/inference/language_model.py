@@ -16,6 +16,7 @@ from torch import Tensor
 from chuan.chat.formats import ChatFormat
 from chuan.chat.messages import check_messages
 from chuan.checkpoints.save import Extras, save_folder
+from chuan.checkpoints.source import DecoderSource
 from chuan.errors import ChuanError
 from chuan.inference.generation import Increment, Prefix, check_ids, fit_length, stream_answer
 from chuan.inference.sampling import SamplingOptions
@@ -86,7 +87,8 @@ class LanguageModel:
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Writes a standard Llama folder in the precision the model has; whole, or not at all."""
-        return save_folder(folder, self.decoder, self.tokenizer, self.extras)
+        save_folder(folder, DecoderSource(self.decoder), self.tokenizer, self.extras)
+        return Path(folder)
 
     def stream_chat(self, messages: Messages, options: SamplingOptions | None = None) -> Iterator[Increment]:
         """As `chat`, with the counts; None is the model's own defaults. Errors come at once, not at the first item."""

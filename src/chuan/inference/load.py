@@ -15,15 +15,18 @@ import torch
 from chuan.chat.baichuan import BaichuanChat, render_template
 from chuan.chat.formats import ChatFormat
 from chuan.chat.jinja import JinjaChat
-from chuan.checkpoints.catalogue import resolve_model
+from chuan.checkpoints.card import Origin, read_origin
+from chuan.checkpoints.catalogue import CATALOGUE, describe_source, find_entry, resolve_model
 from chuan.checkpoints.checkpoint import Checkpoint, Progress, load_decoder
 from chuan.checkpoints.folder import open_folder
 from chuan.checkpoints.gguf import open_gguf
 from chuan.checkpoints.save import Extras
+from chuan.checkpoints.staging import is_partial
 from chuan.errors import ChuanError
 from chuan.inference.device import choose_device, choose_dtype
 from chuan.inference.language_model import LanguageModel
 from chuan.inference.sampling import read_sampling_options
+from chuan.tokenizer.convert import OPENING_MARK
 from chuan.tokenizer.tokenizer import Tokenizer
 
 
@@ -36,13 +39,12 @@ def load(
 ) -> LanguageModel:
     """Opens a model by catalogue name, hub id, folder or `.gguf` file.
 
-    bits: 16 (floats) or 8 (int8 weights, one scale an output channel); None keeps what the checkpoint has. device:
+    bits: 16 (floats), 8 (int8, one scale an output) or 4 (groups of 32); None keeps what the checkpoint has. device:
     "auto", "cpu", "cuda" ... dtype: "auto" is what the hardware computes fast. progress hears (tensors read, of how
     many). Nothing from the model's folder is ever executed. Raises ChuanError with one line that says what to do.
     """
-    if bits not in (None, 16, 8):
-        hint = "4-bit weights are not supported by this version" if bits == 4 else f"bits={bits!r} is not known"
-        raise ChuanError(f"{hint}; use bits=8 or bits=16")
+    if bits not in (None, 16, 8, 4):
+        raise ChuanError(f"bits={bits!r:.40} is not known; use 16, 8 or 4")
     chosen_device = choose_device(device)
     chosen_dtype = choose_dtype(dtype, chosen_device)
     checkpoint = open_checkpoint(resolve_model(model))
@@ -52,13 +54,33 @@ def load(
     defaults = read_sampling_options(checkpoint.generation_config)
     stop_ids = read_stop_ids(checkpoint.generation_config, tokenizer)
     decoder = load_decoder(checkpoint, chosen_dtype, chosen_device, bits, progress)
-    extras = Extras(checkpoint.generation_config, choose_template(checkpoint, tokenizer), checkpoint.special)
+    origin = build_origin(os.fspath(model), checkpoint)
+    extras = Extras(checkpoint.generation_config, choose_template(checkpoint, tokenizer), checkpoint.special, origin)
     return LanguageModel(os.fspath(model), decoder, tokenizer, chat_format, defaults, stop_ids, extras)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Reads what a folder or GGUF file says about itself, without its weights."""
-    return open_folder(path) if path.is_dir() else open_gguf(path)
+    """Reads what a folder or GGUF file says about itself, without its weights; a folder may hold just one GGUF."""
+    if is_partial(path):
+        raise ChuanError(f"{path} is what a write that was cut off left behind; write the model again")
+    if not path.is_dir():
+        return open_gguf(path)
+    files = sorted(path.glob("*.gguf")) if not (path / "config.json").is_file() else []
+    if len(files) > 1:
+        raise ChuanError(f"{path} holds {len(files)} GGUF files; give the path of one, such as {files[0]}")
+    return open_gguf(files[0]) if files else open_folder(path)
+
+
+def build_origin(name: str, checkpoint: Checkpoint) -> Origin:
+    """Where the model came from, for cards and `chuan info`."""
+    source = describe_source(checkpoint.path) or describe_source(name)  # a cache's path has the revision in it
+    entry = CATALOGUE.get(name) or (find_entry(source.repo_id) if source is not None else None)
+    return read_origin(
+        checkpoint,
+        source.repo_id if source is not None else Path(name).name or name,
+        source.revision if source is not None else None,
+        entry.licence if entry is not None else None,
+    )
 
 
 def check_tokenizer(checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
@@ -80,14 +102,13 @@ def build_chat_format(checkpoint: Checkpoint, tokenizer: Tokenizer) -> ChatForma
     return None
 
 
-def choose_template(checkpoint: Checkpoint, tokenizer: Tokenizer) -> str | None:
-    """The template that a saved folder carries: the model's own, or Baichuan's where that is exact."""
-    if checkpoint.chat_template is not None or checkpoint.role_ids is None or tokenizer.table.strip_first_space:
-        return checkpoint.chat_template
+def choose_template(checkpoint: Checkpoint, tokenizer: Tokenizer, gguf: bool = False) -> str | None:
+    """The template that goes into a folder, or into a GGUF: Baichuan's, or the model's own."""
     names = {index: name for name, index in tokenizer.control_pieces.items()}
-    if not all(index in names for index in checkpoint.role_ids):
-        return None
-    return render_template(*(names[index] for index in checkpoint.role_ids))
+    if checkpoint.role_ids is None or not all(index in names for index in checkpoint.role_ids):
+        return checkpoint.chat_template
+    user, assistant = (names[index] for index in checkpoint.role_ids)
+    return render_template(user, assistant, OPENING_MARK if tokenizer.table.strip_first_space and not gguf else None)
 
 
 def read_stop_ids(generation_config: Mapping[str, Any], tokenizer: Tokenizer) -> frozenset[int]:

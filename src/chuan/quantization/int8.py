@@ -1,28 +1,48 @@
 """8-bit weights: one scale an output channel, activations as they come. Simple and exact to its definition.
 
-In: a finished decoder, or one weight. Out: the same decoder with small linears. Letters: N outputs, K inputs.
+In: a weight in floats. Out: a small linear. Letters: N outputs, K inputs.
 The weight is rounded to the nearest of 255 levels, `W = int8 * scale`; the product is computed in the activations' type
 (int8 values are exact in bfloat16) and scaled behind the sum.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Self
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+from chuan.quantization.linear import QuantizedLinear
 
 
-class Int8Linear(nn.Module):
+class Int8Linear(QuantizedLinear):
     """A linear layer with int8 weights (N, K) and a float32 scale for each output (N, 1)."""
 
+    bits = 8
     weight: Tensor
     weight_scale: Tensor
 
     def __init__(self, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None) -> None:
-        super().__init__()
+        super().__init__(weight.shape[0], weight.shape[1], bias)
         self.register_buffer("weight", weight)
         self.register_buffer("weight_scale", weight_scale)
-        self.bias = None if bias is None else nn.Parameter(bias)
+
+    @classmethod
+    def quantize(cls, weight: Tensor, bias: Tensor | None = None) -> Self:
+        """The nearest int8 layer to a float weight (N, K)."""
+        return cls(*quantize_rows(weight), bias)
+
+    def dequantize(self, rows: slice = slice(None)) -> Tensor:
+        return dequantize_rows(self.weight[rows], self.weight_scale[rows])
+
+    def take_rows(self, rows: slice) -> Self:
+        return type(self)(self.weight[rows], self.weight_scale[rows])
+
+    @classmethod
+    def join_rows(cls, parts: Sequence[Self]) -> Self:
+        return cls(torch.cat([part.weight for part in parts]), torch.cat([part.weight_scale for part in parts]))
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.linear(x, self.weight.to(x.dtype)) * self.weight_scale.view(-1).to(x.dtype)
@@ -39,17 +59,3 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
 def dequantize_rows(weight: Tensor, scale: Tensor) -> Tensor:
     """The float32 weight that an int8 one stands for."""
     return weight.float() * scale.float().view(-1, 1)
-
-
-def apply_int8(model: nn.Module) -> None:
-    """Replaces, in place, every linear of the decoder's layers; embeddings, norms and head keep their precision.
-
-    On a meta model this only shapes the buffers, for a checkpoint to fill.
-    """
-    for name, layer in list(model.named_modules()):
-        if ".layers." not in f".{name}." or not isinstance(layer, nn.Linear):
-            continue
-        weight, scale = quantize_rows(layer.weight.detach())
-        parent, _, attribute = name.rpartition(".")
-        bias = None if layer.bias is None else layer.bias.detach()
-        setattr(model.get_submodule(parent), attribute, Int8Linear(weight, scale, bias))

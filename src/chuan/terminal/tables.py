@@ -5,12 +5,16 @@ In: the catalogue, or a checkpoint's description. Out: a table, plain when piped
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rich.console import Console
 from rich.table import Table
 
-from chuan.checkpoints.catalogue import CATALOGUE, cached_path, resolve_model
-from chuan.inference.load import open_checkpoint
-from chuan.inference.memory import estimate_cache, estimate_weights
+from chuan.checkpoints.adapter import is_adapter
+from chuan.checkpoints.catalogue import CATALOGUE, is_here, resolve_model
+from chuan.checkpoints.weights import has_weights
+from chuan.inference.load import build_origin, open_checkpoint
+from chuan.model.memory import estimate_cache, estimate_weights
 
 
 def print_models() -> None:
@@ -19,34 +23,48 @@ def print_models() -> None:
     for heading in ("name", "download", "licence of the weights", "here", "what it is"):
         table.add_column(heading, overflow="fold")
     for name, source in CATALOGUE.items():
-        here = "yes" if cached_path(source) is not None else "no"
-        table.add_row(name, _gigabytes(source.size), source.licence, here, source.description)
+        here = "yes" if is_here(name) else "no"
+        table.add_row(name, format_gigabytes(source.size), source.licence, here, source.description)
     _print(table)
 
 
 def print_info(model: str) -> None:
-    """Kind, shape and memory; only headers are read."""
-    path = resolve_model(model)
+    """What it is, where it came from, what it needs in memory, and under which licence; only headers are read."""
+    path = resolve_model(model, weights=False)
+    if is_adapter(path):
+        print_rows({"model": model, "path": str(path), "kind": "LoRA adapter; chuan convert changes its layout"})
+        return
     checkpoint = open_checkpoint(path)
     config = checkpoint.config
+    origin = build_origin(model, checkpoint)
     if checkpoint.role_ids is not None:
         chat = "Baichuan format"
     else:
         chat = "its own template" if checkpoint.chat_template is not None else "none: a base model, use chuan generate"
+    bits = checkpoint.bits
+    if has_weights(checkpoint.path):
+        bits = checkpoint.open_weights().bits
     rows = {
         "model": model,
         "path": str(path),
-        "kind": checkpoint.kind if checkpoint.bits == 16 else f"{checkpoint.kind}, {checkpoint.bits}-bit",
+        "kind": checkpoint.kind if bits == 16 else f"{checkpoint.kind}, {bits}-bit",
+        "made from": origin.made_from or ("-" if origin.name == path.name else origin.name),
+        "revision": origin.revision or "-",
+        "licence of the weights": origin.licence,
         "parameters": f"{config.parameter_count:,}",
         "layers x width": f"{config.num_hidden_layers} x {config.hidden_size}",
         "heads (keys)": f"{config.num_attention_heads} ({config.num_key_value_heads})",
         "vocabulary": f"{config.vocab_size:,}",
         "context": f"{config.context_length:,} tokens",
         "chat": chat,
-        "memory at 16 bits": _gigabytes(estimate_weights(config, 16)),
-        "memory at 8 bits": _gigabytes(estimate_weights(config, 8)),
-        "and a full context": _gigabytes(estimate_cache(config, config.context_length)),
+        **{f"memory at {bits} bits": format_gigabytes(estimate_weights(config, bits)) for bits in (16, 8, 4)},
+        "and a full context": format_gigabytes(estimate_cache(config, config.context_length)),
     }
+    print_rows({name: value for name, value in rows.items() if value != "-"})
+
+
+def print_rows(rows: Mapping[str, str]) -> None:
+    """Names and values in two columns."""
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
@@ -62,5 +80,6 @@ def _print(table: Table) -> None:
     console.print(table)
 
 
-def _gigabytes(size: int) -> str:
+def format_gigabytes(size: int) -> str:
+    """Decimal gigabytes, as disks and downloads are sold."""
     return f"{size / 1e9:.2f} GB"

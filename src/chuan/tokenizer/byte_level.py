@@ -6,7 +6,7 @@ file.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from chuan.errors import ChuanError
@@ -67,6 +67,29 @@ def build_byte_level_json(
             "merges": [merge.split(" ", 1) for merge in merges],
         },
     }
+
+
+def name_pre_tokenizer(description: Mapping[str, Any]) -> str | None:
+    """llama.cpp's name for how a `tokenizer.json` cuts text into words, or None where it has none."""
+    if (description.get("model") or {}).get("type", "BPE") != "BPE":
+        return None
+    found = _strip_offsets(description.get("pre_tokenizer"))
+    for name in ("gpt-2", "smollm", "llama-bpe", "qwen2"):
+        splits = _build_splits(name)
+        known = [{"type": "Sequence", "pretokenizers": splits}, *(splits if len(splits) == 1 else [])]
+        if any(_strip_offsets(candidate) == found for candidate in known):
+            return name
+    return None
+
+
+def _strip_offsets(component: Any) -> Any:
+    """A pre-tokenizer without what changes no id."""
+    if not isinstance(component, Mapping):
+        return component
+    kept = {key: value for key, value in component.items() if key != "trim_offsets"}
+    if "pretokenizers" in kept:
+        kept["pretokenizers"] = [_strip_offsets(inner) for inner in kept["pretokenizers"]]
+    return kept
 
 
 def _build_splits(pre_tokenizer: str) -> list[dict[str, Any]]:

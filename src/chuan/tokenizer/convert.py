@@ -10,12 +10,15 @@ ChuanError that says why none can. What makes the two libraries differ, and how 
   `ignore_merges` takes each as the whole word that it is.
 - `ignore_merges` would also take words that sentencepiece does not: pieces that are not what their own characters merge
   to, control pieces, and the names of byte pieces. A second `Split` breaks these where sentencepiece does.
+- A chat begins with a role's piece, which the model was taught without a dummy prefix. `OPENING_MARK` in front of that
+  piece, at the very start of a text, takes the prefix away; chat templates write it, and nobody else does.
 """
 
 from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Collection
 from typing import Any
 
 from sentencepiece import sentencepiece_model_pb2 as spm_pb2
@@ -24,10 +27,14 @@ from chuan.errors import ChuanError
 
 _Type = spm_pb2.ModelProto.SentencePiece
 _SPACE = "▁"
+OPENING_MARK = "\ue000"  # of Unicode's private use: no text has a meaning there
 
 
-def build_tokenizer_json(proto: spm_pb2.ModelProto) -> dict[str, Any]:
-    """The JSON of a `tokenizers.Tokenizer` that equals the model id for id (sentencepiece's own encoding)."""
+def build_tokenizer_json(proto: spm_pb2.ModelProto, openings: Collection[str] = ()) -> dict[str, Any]:
+    """The JSON of a `tokenizers.Tokenizer` that equals the model id for id (sentencepiece's own encoding).
+
+    `openings` are the pieces that, behind an `OPENING_MARK`, may begin a text without a dummy prefix.
+    """
     _check_supported(proto)
     vocabulary = {piece.piece: index for index, piece in enumerate(proto.pieces)}
     merges = _build_merges(proto)
@@ -46,6 +53,10 @@ def build_tokenizer_json(proto: spm_pb2.ModelProto) -> dict[str, Any]:
     prefix = proto.normalizer_spec.add_dummy_prefix
     normalizers: list[dict[str, Any]] = [{"type": "Prepend", "prepend": _SPACE}] if prefix else []
     normalizers.append({"type": "Replace", "pattern": {"String": " "}, "content": _SPACE})
+    if prefix and openings:
+        alternatives = "|".join(map(re.escape, sorted(openings)))
+        pattern = rf"\A{_SPACE}{OPENING_MARK}(?={alternatives})"
+        normalizers.append({"type": "Replace", "pattern": {"Regex": pattern}, "content": ""})
     decoders: list[dict[str, Any]] = [
         {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "},
         {"type": "ByteFallback"},

@@ -34,7 +34,9 @@ class SentencePieceTokenizer(Tokenizer):
             for index, piece in enumerate(pieces)
             if piece.type == _Type.USER_DEFINED and RESERVED_PIECE.fullmatch(piece.piece)
         }
-        reserved |= {index for index in control_ids if 0 <= index < len(pieces) and pieces[index].type != _Type.BYTE}
+        roles = {index for index in control_ids if 0 <= index < len(pieces) and pieces[index].type != _Type.BYTE}
+        reserved |= roles
+        self._openings = [pieces[index].piece for index in roles]
         self._control = _build_processor(self.proto)
         plain = spm_pb2.ModelProto()
         plain.CopyFrom(self.proto)
@@ -54,7 +56,7 @@ class SentencePieceTokenizer(Tokenizer):
         return (self._control if control else self._plain).encode(text)
 
     def build_json(self) -> dict[str, Any]:
-        return build_tokenizer_json(self.proto)
+        return build_tokenizer_json(self.proto, self._openings)
 
     def model_file(self) -> bytes:
         return self._model_file

@@ -23,6 +23,7 @@ from chuan.checkpoints.checkpoint import load_decoder
 from chuan.checkpoints.folder import open_folder, read_role_ids
 from chuan.checkpoints.hub import fetch_from_hub
 from chuan.checkpoints.save import Extras, save_folder
+from chuan.checkpoints.source import DecoderSource
 from chuan.errors import ChuanError
 from chuan.inference.device import choose_device, choose_dtype
 from chuan.inference.language_model import LanguageModel, Messages
@@ -31,7 +32,7 @@ from chuan.integrations.transformers.configuration import BaichuanConfig, open_b
 from chuan.integrations.transformers.tokenization import BaichuanTokenizer
 from chuan.model.config import ModelConfig
 from chuan.model.decoder import Decoder
-from chuan.quantization.int8 import apply_int8
+from chuan.quantization.methods import apply_quantization
 
 # What transformers calls a cache in a model's output: `cache` since 5.24.
 _CACHE_FIELD = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
@@ -105,10 +106,10 @@ class BaichuanForCausalLM(PreTrainedModel, GenerationMixin):
         return model.chat(messages)
 
     def quantize(self, bits: int) -> BaichuanForCausalLM:
-        """8-bit weights, in place, as published (`model.quantize(8)`)."""
-        if bits != 8:
-            raise ChuanError(f"quantize({bits!r}) is not supported by this version; use quantize(8)")
-        apply_int8(self.decoder)
+        """8- or 4-bit weights, in place, as published (`model.quantize(8)`)."""
+        if bits not in (8, 4):
+            raise ChuanError(f"quantize({bits!r}) is not known; use quantize(8) or quantize(4)")
+        apply_quantization(self.decoder, bits)
         return self
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
@@ -119,7 +120,8 @@ class BaichuanForCausalLM(PreTrainedModel, GenerationMixin):
             raise ChuanError(f"save_pretrained got {sorted(kwargs)[0]!r}, which Chuan does not take; leave it out")
         defaults = self.generation_config.to_dict() if self.generation_config is not None else {}
         kept = {key: value for key, value in defaults.items() if value is not None and not key.startswith("_")}
-        save_folder(save_directory, self.decoder, None, Extras(generation_config=kept), "baichuan", beside_others=True)
+        extras = Extras(generation_config=kept)
+        save_folder(save_directory, DecoderSource(self.decoder), None, extras, "baichuan", beside_others=True)
 
     def forward(
         self,

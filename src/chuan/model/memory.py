@@ -9,14 +9,18 @@ from chuan.model.config import ModelConfig
 
 
 def estimate_weights(config: ModelConfig, bits: int) -> int:
-    """Bytes of the weights: at 8 bits the layers' linears are int8 with a float32 scale an output, the rest 16-bit."""
+    """Bytes of the weights: the layers' linears at `bits` (16, 8, 4), the rest in 16.
+
+    At 8 bits every output has a float32 scale, at 4 every 32 inputs a 16-bit one.
+    """
     if bits == 16:
         return 2 * config.parameter_count
     width, ffn = config.hidden_size, config.intermediate_size
     queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
     linears = config.num_hidden_layers * (width * (2 * queries + 2 * keys) + 3 * width * ffn)
     outputs = config.num_hidden_layers * (queries + 2 * keys + width + 2 * ffn + width)
-    return linears + 4 * outputs + 2 * (config.parameter_count - linears)
+    small = linears + 4 * outputs if bits == 8 else linears // 2 + 2 * linears // 32
+    return small + 2 * (config.parameter_count - linears)
 
 
 def estimate_cache(config: ModelConfig, tokens: int) -> int:
