@@ -27,7 +27,13 @@ app = typer.Typer(
 Model = Annotated[str, typer.Argument(help="A name from `chuan models`, a hub id, a folder, or a .gguf file.")]
 Bits = Annotated[int | None, typer.Option(help="16, 8 or 4: the bits of a weight. (default: what the files have)")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...")]
-Dtype = Annotated[str, typer.Option(help="auto, bfloat16, float16, float32. auto is what the hardware computes fast.")]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        help="auto, bfloat16, float16, float32. auto is what the hardware computes fast; with 8 or 4 bits on a CPU "
+        "that is integer arithmetic, and a named type means float activations."
+    ),
+]
 Temperature = Annotated[float | None, typer.Option(help="0 is greedy. (default: the model's own, as for all below)")]
 TopK = Annotated[int | None, typer.Option(help="Choose among the K likeliest tokens; 0 is off.")]
 TopP = Annotated[float | None, typer.Option(help="Choose among the likeliest tokens that make up this probability.")]
@@ -123,11 +129,31 @@ def convert(
     gguf_type: Annotated[
         str | None, typer.Option("--type", help="Of a GGUF: f16, bf16, q8_0, q4_0, q4_1. (default: the source's own)")
     ] = None,
+    calibrate: Annotated[
+        str | None, typer.Option(help="With --bits 4: a text file of the kind the model is for, to fit the weights to.")
+    ] = None,
 ) -> None:
     """Write a model as the files that another engine opens; checked by logits before it gets its name."""
     from chuan.terminal.convert import run_convert
 
-    raise typer.Exit(run_convert(source, target, to, bits, gguf_type))
+    raise typer.Exit(run_convert(source, target, to, bits, gguf_type, calibrate))
+
+
+@app.command()
+def bench(
+    model: Model = "smollm2-135m",
+    bits: Bits = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    prompt_tokens: Annotated[int, typer.Option(help="How long the prompt is that is read.")] = 256,
+    new_tokens: Annotated[int, typer.Option(help="How many tokens are decoded.")] = 64,
+    sequences: Annotated[str, typer.Option(help="How many sequences decode together; several with commas.")] = "1,8",
+    json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Measure a model on this machine, beside what the machine's memory and arithmetic can do."""
+    from chuan.terminal.bench import run_bench_command
+
+    raise typer.Exit(run_bench_command(model, bits, device, dtype, prompt_tokens, new_tokens, sequences, json))
 
 
 def main() -> None:

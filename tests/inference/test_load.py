@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import chuan
 from chuan.chat.messages import check_messages
 from chuan.errors import ChuanError
-from chuan.inference.generation import Prefix, decode, prefill
+from chuan.inference.sampling import SamplingOptions
 from chuan.model.decoder import Decoder
 from chuan.model.kv_cache import KVCache
 from tests.support.folders import write_baichuan_folder
@@ -62,7 +62,7 @@ def test_greedy_is_transformers_greedy_for_20_prompts(models):
 def test_greedy_is_transformers_greedy_one_by_one(models):
     ours, theirs = models
     rows = [ours.tokenizer.encode(prompt) for prompt in PROMPTS]
-    assert_transformers_would_say_the_same(ours, theirs, rows, [decode_one(ours.decoder, row) for row in rows])
+    assert_transformers_would_say_the_same(ours, theirs, rows, [decode_one(ours, row) for row in rows])
 
 
 @torch.inference_mode()
@@ -93,7 +93,7 @@ def test_greedy_is_generate_to_the_id(models):
         out = theirs.generate(
             torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), max_new_tokens=24, do_sample=False
         )
-        assert decode_one(ours.decoder, ids, 24) == out[0, len(ids) :].tolist()
+        assert decode_one(ours, ids, 24) == out[0, len(ids) :].tolist()
 
 
 @pytest.mark.xdist_group("smollm2")
@@ -127,15 +127,11 @@ def test_unknown_names_are_one_line():
         chuan.load("./no-such-folder")
 
 
-def decode_one(decoder: Decoder, prompt_ids: list[int], count: int = NEW_TOKENS) -> list[int]:
+def decode_one(model: chuan.LanguageModel, prompt_ids: list[int], count: int = NEW_TOKENS) -> list[int]:
     """Greedy, the way an answer is generated."""
-    prefix, ids = Prefix(KVCache(decoder.config)), []
-    with torch.inference_mode():
-        logits, _ = prefill(decoder, prefix, prompt_ids)
-        for _ in range(count):
-            ids.append(int(logits.argmax()))
-            logits = decode(decoder, prefix, ids[-1])
-    return ids
+    request = model.engine.build_generation(prompt_ids, SamplingOptions(max_new_tokens=count), frozenset())
+    model.engine.complete([request])
+    return request.completion_ids
 
 
 @torch.inference_mode()

@@ -19,6 +19,18 @@ from chuan.chat.messages import Message
 from chuan.errors import ChuanError, PromptTooLongError, first_line
 from chuan.tokenizer.tokenizer import Tokenizer
 
+# What a template may raise while it is compiled or rendered; anybody may have written it.
+_FAILURES = (
+    jinja2.TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
 _STAND_INS = range(0xF0000, 0xFFFFD)  # a private-use plane of Unicode: no text has a meaning there
 
 
@@ -32,12 +44,13 @@ class JinjaChat:
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )
         environment.filters["tojson"] = _to_json
+        del environment.globals["lipsum"]  # transformers' templates have no use for a maker of text
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
         try:
             self._template = environment.from_string(template)
-        except jinja2.TemplateError as error:
-            raise ChuanError(f"the model's chat template is not valid Jinja: {first_line(error)}") from None
+        except _FAILURES as error:
+            raise ChuanError(f"the model's chat template is not valid Jinja: {first_line(error):.200}") from None
         names = sorted(tokenizer.control_pieces, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, names)) or r"(?!)")
         # Without these characters no content can be any part of a control string. Spaces stay: templates trim them.
@@ -90,8 +103,8 @@ class JinjaChat:
         values: dict[str, Any] = {"messages": messages, "add_generation_prompt": messages[-1]["role"] != "assistant"}
         try:
             return self._template.render(**values, **self._special)
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, ArithmeticError, RecursionError) as error:
-            raise ChuanError(f"the model's chat template refuses this conversation: {first_line(error)}") from None
+        except _FAILURES as error:
+            raise ChuanError(f"the model's chat template refuses this conversation: {first_line(error):.200}") from None
 
 
 def _raise_exception(message: str) -> None:

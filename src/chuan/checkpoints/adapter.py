@@ -10,27 +10,28 @@ from __future__ import annotations
 import math
 import os
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
-from chuan.checkpoints.json_file import read_json
-from chuan.checkpoints.save import LayoutName, save_json
+from chuan.checkpoints.card import Origin, describe_origin, write_card
+from chuan.checkpoints.catalogue import describe_source
+from chuan.checkpoints.front_matter import is_hub_id, read_front_matter
+from chuan.checkpoints.json_file import read_json, save_json
+from chuan.checkpoints.save import LayoutName
 from chuan.checkpoints.staging import check_free, staged_folder
-from chuan.checkpoints.weights import PickledWeights, SafetensorsWeights, TensorFiles
+from chuan.checkpoints.weights import PickledWeights, SafetensorsWeights, TensorFiles, save_tensors
 from chuan.errors import ChuanError
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PARTS = ("q_proj", "k_proj", "v_proj")
 _LINEAR = r"model\.layers\.[0-9]+\.(?:self_attn\.(?:W_pack|[qkvo]_proj)|mlp\.(?:gate|up|down)_proj)"
-_KEY = re.compile(rf"base_model\.model\.({_LINEAR})\.lora_([AB])\.weight")
+# PEFT leaves its own name of an adapter out; a state dict that was saved without PEFT has it.
+_KEY = re.compile(rf"base_model\.model\.({_LINEAR})\.lora_([AB])(?:\.default)?\.weight")
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _ROWS = torch.contiguous_format
 # Under these a layer adds something other than B @ A * scaling, or the file holds other weights.
@@ -59,8 +60,31 @@ class _Pair:
 
 
 def is_adapter(path: Path) -> bool:
-    """Whether a folder holds a PEFT adapter."""
-    return (path / _CONFIG).is_file()
+    """Whether a folder holds a PEFT adapter and no model."""
+    return os.path.isfile(path / _CONFIG) and not os.path.exists(path / "config.json")
+
+
+def describe_adapter(folder: Path) -> dict[str, str]:
+    """For people: what it changes, by how many dimensions, in which model."""
+    config = read_json(folder / _CONFIG)
+    base, modules = config.get("base_model_name_or_path"), config.get("target_modules")
+    names = modules if isinstance(modules, list) else [modules]
+    return {
+        "base model": base if isinstance(base, str) and base else "not stated",
+        "rank": f"{config.get('r', 8)!r:.20}",
+        "layers": ", ".join(name for name in names if isinstance(name, str))[:200] or "not stated",
+    }
+
+
+def read_adapter_origin(folder: Path) -> Origin:
+    """Where it came from; what its card does not say, its configuration may."""
+    matter = read_front_matter(folder)
+    base = read_json(folder / _CONFIG).get("base_model_name_or_path")
+    if "base_model" not in matter and isinstance(base, str) and is_hub_id(base):
+        matter["base_model"] = base
+    source = describe_source(folder)
+    name, revision = (source.repo_id, source.revision) if source is not None else (folder.absolute().name, None)
+    return describe_origin(folder, "LoRA adapter (PEFT)", matter, name, revision)
 
 
 def convert_adapter(source: Path, target: Path, to: LayoutName) -> Path:
@@ -82,16 +106,13 @@ def convert_adapter(source: Path, target: Path, to: LayoutName) -> Path:
     # Copies, since safetensors takes no two tensors that share memory.
     tensors = {f"base_model.model.{key}.weight": half.clone(memory_format=_ROWS) for key, half in halves.items()}
     with staged_folder(target) as temporary:
-        try:
-            save_file(tensors, temporary / _WEIGHTS, metadata={"format": "pt"})
-        except SafetensorError as error:
-            raise OSError(str(error)) from None
+        save_tensors(temporary / _WEIGHTS, tensors, {"format": "pt"})
         save_json(temporary / _CONFIG, _describe(config, after))
-        for path in (*source.glob("LICENSE*"), source / "README.md"):
-            if path.is_file():
-                shutil.copyfile(path, temporary / path.name)
         written = _read_pairs(temporary, read_json(temporary / _CONFIG))
         _check_same(_split(before, source), _split(written, temporary), target)
+        layers = {"llama": "q_proj, k_proj and v_proj", "baichuan": "W_pack"}[to]
+        facts = {"written as": f"an adapter of {layers}", "checked": "re-opened; every delta-W equals the source's"}
+        write_card(temporary, read_adapter_origin(source), facts)
     return target
 
 
@@ -114,6 +135,8 @@ def _read_pairs(folder: Path, config: Mapping[str, Any]) -> dict[str, _Pair]:
         path, match = weights.locate(key), _KEY.fullmatch(key)
         if match is None:
             raise ChuanError(f"{path} holds {key:.200}, no LoRA weight of an attention or MLP layer; {_INSTEAD}")
+        if match[2] in layers.get(match[1], {}):
+            raise ChuanError(f"{path} holds {key:.200} under two names; fetch it again")
         half = weights.read(key).detach()
         plain = half.dtype in _FLOATS and half.layout == torch.strided and half.device.type == "cpu"
         if not (plain and bool(half.isfinite().all())):

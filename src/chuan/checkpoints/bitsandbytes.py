@@ -58,7 +58,7 @@ def check_scb(files: TensorFiles, module: str) -> tuple[Tensor, Tensor]:
         raise ChuanError(
             f"{name} in {files.locate(name)} lies in the tiles of a GPU kernel (weight_format "
             f"{known.get(str(kind), kind)!s:.40}), because it was saved after the model had run; today's bitsandbytes "
-            "does not open these either: quantize the 16-bit weights again, or use them with bits=8"
+            "does not open these either: quantize the 16-bit weights again, or use them with --bits 8 (bits=8)"
         )
     return weight, scb
 
@@ -116,7 +116,7 @@ def read_state(files: TensorFiles, name: str) -> CodesState:
             nested_block=values["nested_blocksize"] if nested else None,
             offset=float(values["nested_offset"]) if nested else 0.0,
         )
-    except (KeyError, ValueError, TypeError, RecursionError):
+    except (KeyError, ValueError, TypeError, OverflowError, RecursionError):
         raise ChuanError(
             f"{name} in {files.locate(name)} is packed in 4 bits and its quant_state cannot be read; fetch it again"
         ) from None
@@ -152,7 +152,7 @@ def read_listed_state(files: TensorFiles, name: str) -> tuple[CodesState, list[T
         if isinstance(offset, Tensor):
             offset = offset.float().reshape(())
         state = _check_state(kind=kind, shape=list(shape), block=block, nested_block=nested_block, offset=offset)
-    except (KeyError, ValueError, TypeError, RuntimeError):
+    except (KeyError, ValueError, TypeError, OverflowError, RuntimeError):
         raise ChuanError(
             f"{name}.quant_state in {files.locate(f'{name}.quant_state')} is not the list of seven parts that "
             "describes 4-bit weights (absmax, shape, dtype, block size, nesting, type, code); fetch the file again"

@@ -7,7 +7,6 @@ matter. The risks it lists are those of the published Baichuan-7B card.
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,13 @@ from typing import Any
 import yaml
 
 from chuan.checkpoints.checkpoint import Checkpoint
-from chuan.errors import escape_unprintable
+from chuan.checkpoints.front_matter import is_hub_id, is_own_file
+from chuan.errors import ChuanError, escape_unprintable
 
 BAICHUAN_LICENCE = "Baichuan's own (registration before commercial use)"
 UNKNOWN_LICENCE = "not stated; ask whoever made the model"
-_LICENCE_FILE = re.compile(r"(licen[cs]e|notice|copying)|许可|licen[cs]e.*\.pdf", re.IGNORECASE)
+_LICENCE_FILE = re.compile(r"(licen[cs]e|notice|copying|use_policy)|许可|licen[cs]e.*\.pdf", re.IGNORECASE)
+_UNSTATED = (None, "other", "unknown")  # what the hubs write where nobody chose
 _LARGEST = 8 << 20  # of a licence file
 
 
@@ -33,57 +34,72 @@ class Origin:
     revision: str | None = None
     licence: str = UNKNOWN_LICENCE
     licence_id: str | None = None  # as the hub's front matter names it
-    made_from: str | None = None  # the model that this one was made from, if its card says so
+    made_from: tuple[str, ...] = ()  # the models that this one was made from, if its card says so
+    made_from_revision: str | None = None
     licence_files: tuple[Path, ...] = ()
 
 
 def read_origin(checkpoint: Checkpoint, name: str, revision: str | None, catalogued: str | None) -> Origin:
     """What the files say about themselves. `catalogued` is the licence that our catalogue knows, if it does."""
-    path, kind, matter = checkpoint.path, checkpoint.kind, checkpoint.read_card()
-    made_from = matter.get("base_model")
-    if isinstance(made_from, list):
-        made_from = ", ".join(map(str, made_from))
+    return describe_origin(checkpoint.path, checkpoint.kind, checkpoint.read_card(), name, revision, catalogued)
+
+
+def describe_origin(
+    path: Path,
+    kind: str,
+    matter: Mapping[str, str | list[str]],
+    name: str,
+    revision: str | None = None,
+    catalogued: str | None = None,
+) -> Origin:
+    """The same for any files; `matter` is the head of their card."""
     stated = matter.get("license")
-    named = str(matter.get("license_name") or stated) if stated else None
-    licence = catalogued or named
+    named = matter.get("license_name") or (None if stated in _UNSTATED else stated)
+    licence = catalogued or (", ".join(_list(named)) if named else None)
     if licence is None:
         licence = BAICHUAN_LICENCE if kind.startswith("Baichuan") else UNKNOWN_LICENCE
-    files = sorted(path.iterdir()) if path.is_dir() else []
+    base_revision = matter.get("base_model_revision")
     return Origin(
-        name=name,
+        name=escape_unprintable(name),
         kind=kind,
-        revision=revision or (str(matter["base_model_revision"]) if matter.get("base_model_revision") else None),
+        revision=revision,
         licence=licence,
-        licence_id=str(stated) if stated else None,
-        made_from=str(made_from) if made_from else None,
-        licence_files=tuple(file for file in files if _is_licence(file)),
+        licence_id=stated if isinstance(stated, str) else None,
+        made_from=tuple(_list(matter.get("base_model"))),
+        made_from_revision=base_revision if isinstance(base_revision, str) else None,
+        licence_files=_find_licences(path) if path.is_dir() else (),
     )
 
 
 def write_card(folder: Path, origin: Origin | None, facts: Mapping[str, str]) -> None:
     """Writes `README.md` and copies the source's licence files. `facts` are rows: what was made, how, how checked."""
     origin = origin or Origin("an unnamed model in memory", "a model trained or changed in Python")
-    (folder / "README.md").write_text(render_card(folder.name, origin, facts), encoding="utf-8")
+    (folder / "README.md").write_text(render_card(origin, facts), encoding="utf-8")
     for file in origin.licence_files:
-        if file.is_file() and not (folder / file.name).exists():
-            shutil.copyfile(file, folder / file.name)
+        if not (folder / file.name).exists():
+            try:
+                content = file.read_bytes()
+            except OSError as error:
+                raise ChuanError(f"the licence {file} cannot be read: {error.strerror}; make it readable") from None
+            (folder / file.name).write_bytes(content)
 
 
-def render_card(title: str, origin: Origin, facts: Mapping[str, str]) -> str:
+def render_card(origin: Origin, facts: Mapping[str, str]) -> str:
     """The card's text."""
-    base = origin.made_from or (origin.name if re.fullmatch(r"[\w.-]+/[\w.-]+", origin.name) else None)
     matter: dict[str, Any] = {"license": origin.licence_id or "other", "tags": ["chuan"]}
     if matter["license"] == "other":
         matter["license_name"] = origin.licence
-    if base:
-        matter["base_model"] = base
-    if origin.revision:
-        matter["base_model_revision"] = origin.revision
+    bases, revision = name_bases(origin)
+    if bases:
+        matter["base_model"] = bases[0] if len(bases) == 1 else list(bases)
+    if revision:
+        matter["base_model_revision"] = revision
     rows = {"made from": origin.name, "revision": origin.revision or "not known", "source": origin.kind}
     if origin.made_from:
-        rows["which was made from"] = origin.made_from
+        at = f" at revision {origin.made_from_revision}" if origin.made_from_revision else ""
+        rows["which was made from"] = ", ".join(origin.made_from) + at
     table = "\n".join(f"| {key} | {_escape(value)} |" for key, value in (rows | dict(facts)).items())
-    files = ", ".join(f"`{file.name}`" for file in origin.licence_files)
+    files = ", ".join(f"`{_escape(file.name).replace('`', '_')}`" for file in origin.licence_files)
     beside = "The source carried no licence file; look at where it was published."
     if files:
         beside = f"The source's licence files are beside this one: {files}."
@@ -91,7 +107,7 @@ def render_card(title: str, origin: Origin, facts: Mapping[str, str]) -> str:
 {yaml.safe_dump(matter, allow_unicode=True, sort_keys=False).rstrip()}
 ---
 
-# {_escape(base or origin.name)}, converted by Chuan
+# {_escape(origin.name)}, converted by Chuan
 
 | | |
 |---|---|
@@ -99,7 +115,7 @@ def render_card(title: str, origin: Origin, facts: Mapping[str, str]) -> str:
 
 ## Licence of the weights
 
-{origin.licence}. {beside}
+{_escape(origin.licence)}. {beside}
 Converting a model changes nothing about its licence. It is not the licence of the program that converted it.
 
 ## Intended use
@@ -118,10 +134,29 @@ change its answers a little; the table says by how much on a short probe, which 
 """
 
 
-def _is_licence(file: Path) -> bool:
+def name_bases(origin: Origin) -> tuple[tuple[str, ...], str | None]:
+    """The models of a hub that a conversion has for its base, and their revision: the source, else the source's."""
+    if is_hub_id(origin.name):
+        return (origin.name,), origin.revision
+    return origin.made_from, origin.made_from_revision
+
+
+def _find_licences(folder: Path) -> tuple[Path, ...]:
+    try:
+        files = sorted(folder.iterdir())
+    except OSError:
+        return ()  # a folder whose files may be opened but not listed
+    return tuple(file for file in files if _is_licence(folder, file))
+
+
+def _is_licence(folder: Path, file: Path) -> bool:
     if not _LICENCE_FILE.search(file.name) or file.suffix.lower() not in ("", ".txt", ".md", ".pdf", ".rst"):
         return False
-    return file.is_file() and file.stat().st_size <= _LARGEST
+    return is_own_file(folder, file) and file.stat().st_size <= _LARGEST
+
+
+def _list(value: str | list[str] | None) -> list[str]:
+    return [] if value is None else [value] if isinstance(value, str) else value
 
 
 def _escape(text: str) -> str:

@@ -105,8 +105,8 @@ def resolve_model(name: str | os.PathLike[str], weights: bool = True) -> Path:
     Without `weights`, only what describes a model is fetched from a hub.
     """
     text = os.fspath(name)
-    path = Path(text).expanduser()
-    if text and (path.is_dir() or path.is_file()):
+    path = expand(text)
+    if text and (os.path.isdir(path) or os.path.isfile(path)):
         return path
     entry = CATALOGUE.get(text)
     if isinstance(entry, WheelSource):
@@ -129,8 +129,8 @@ def resolve_model(name: str | os.PathLike[str], weights: bool = True) -> Path:
 def describe_source(name_or_path: str | os.PathLike[str]) -> Source | None:
     """Where on a hub a catalogue name, a hub id or a path in a hub's cache is from; None for anything else."""
     text = os.fspath(name_or_path)
-    path = Path(text).expanduser()
-    if text and (path.is_dir() or path.is_file()):
+    path = expand(text)
+    if text and (os.path.isdir(path) or os.path.isfile(path)):
         return _describe_path(path.absolute())
     entry = CATALOGUE.get(text)
     if isinstance(entry, HubSource):
@@ -157,6 +157,14 @@ def is_here(name: str) -> bool:
     if _default_hub() == "huggingface":
         return hub.find_on_disk(entry.repo_id) is not None
     return entry.modelscope_id is not None and _import_modelscope().find_on_disk(entry.modelscope_id) is not None
+
+
+def expand(path: str | os.PathLike[str]) -> Path:
+    """The path, with a home folder for ~; where that is nobody's, as it was."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 def _choose(name: str, entry: HubSource) -> Source:

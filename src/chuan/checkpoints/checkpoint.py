@@ -19,6 +19,7 @@ from chuan.checkpoints.stored import Weights
 from chuan.errors import ChuanError
 from chuan.model.config import ModelConfig
 from chuan.model.decoder import Decoder
+from chuan.quantization.integer import IntegerLinear, apply_integer_arithmetic
 from chuan.quantization.linear import QuantizedLinear
 from chuan.quantization.methods import Stored, dequantize, is_quantizable, quantize
 from chuan.tokenizer.tokenizer import Tokenizer
@@ -63,8 +64,8 @@ class CheckpointSource:
 
     @property
     def stored_bits(self) -> int:
-        """The fewest bits that a weight of the files has."""
-        return self._weights.bits
+        """The fewest bits that a weight will have: those asked for, else the files' own."""
+        return self._bits or self._weights.bits
 
     def read(self, name: str) -> Stored:
         """The weight as the file means it, with its rows where the decoder has them."""
@@ -89,7 +90,16 @@ class CheckpointSource:
             # 8-bit scales are float32, 4-bit scales are of the weight's type.
             dtype = torch.float32 if self._bits == 8 else self.dtype
             return quantize(dequantize(stored).to(dtype), self._bits)
-        return stored if isinstance(stored, QuantizedLinear) else _narrow(stored, self.dtype)
+        if isinstance(stored, QuantizedLinear):
+            return stored
+        narrowed = _narrow(stored, self.dtype)
+        if narrowed.dtype != stored.dtype and not _is_finite(narrowed):
+            source = self._checkpoint.layout[name].source
+            raise ChuanError(
+                f"{source} in {self._weights.locate(source)} has values too large for {str(self.dtype)[6:]}, the type "
+                "of the model's linears; save the source in bfloat16 or float32 throughout, then convert it"
+            )
+        return narrowed
 
 
 def load_decoder(
@@ -98,10 +108,12 @@ def load_decoder(
     device: torch.device,
     bits: int | None = None,
     progress: Progress | None = None,
+    integer: bool = False,
 ) -> Decoder:
     """Reads the weights into a decoder in eval mode; `bits` 16, 8 or 4, None for what the checkpoint has.
 
     Everything is checked before anything is read: names, shapes, shards. `progress` hears (tensors done, of how many).
+    With `integer` few-bit linears are packed for integer arithmetic as they come, and the head with them.
     """
     source = CheckpointSource(checkpoint, bits, dtype)
     with torch.device("meta"):
@@ -112,8 +124,13 @@ def load_decoder(
         stored = source.read(name)
         if bits in (4, 8) and is_quantizable(name):
             stored = source.fit(name, stored.to(device))
-        if isinstance(stored, QuantizedLinear):
-            _place_linear(decoder, module_name, stored, device)
+        if integer and IntegerLinear.takes(stored):
+            _place_linear(decoder, module_name, IntegerLinear(stored))
+        elif isinstance(stored, QuantizedLinear):
+            for buffer_name, buffer in list(stored.named_buffers()):
+                # Copied, because it may be a view of a mapped file.
+                setattr(stored, buffer_name, buffer.to(device, copy=True).contiguous())
+            _place_linear(decoder, module_name, stored)
         else:
             # What is still a view of the mapped file is copied; what was computed is not, because a head is 1 GB.
             view = checkpoint.layout[name].change is None
@@ -123,6 +140,8 @@ def load_decoder(
         if progress is not None:
             progress(done + 1, len(names))
     decoder.tie_head()
+    if integer:
+        apply_integer_arithmetic(decoder)
     return decoder.eval()
 
 
@@ -154,10 +173,8 @@ def check_weights(checkpoint: Checkpoint, weights: Weights) -> None:
         )
 
 
-def _place_linear(decoder: Decoder, name: str, linear: QuantizedLinear, device: torch.device) -> None:
-    """Puts a quantized layer where the plain one was; copied, because its tensors may be views of a mapped file."""
-    for buffer_name, buffer in list(linear.named_buffers()):
-        setattr(linear, buffer_name, buffer.to(device, copy=True).contiguous())
+def _place_linear(decoder: Decoder, name: str, linear: QuantizedLinear) -> None:
+    """Puts a quantized layer where the plain one was."""
     parent, _, attribute = name.rpartition(".")
     plain = decoder.get_submodule(name)
     assert isinstance(plain, nn.Linear)

@@ -6,14 +6,12 @@ In: a folder. Out: a `Checkpoint`. Reads configuration, tokenizer and weights; `
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from chuan.checkpoints.checkpoint import Checkpoint
+from chuan.checkpoints.front_matter import read_front_matter
 from chuan.checkpoints.json_file import read_json, read_json_if_there
 from chuan.checkpoints.layouts import Layout, build_baichuan_layout, build_llama_layout
 from chuan.checkpoints.stored import StoredWeights
@@ -25,11 +23,16 @@ from chuan.tokenizer.spm import SentencePieceTokenizer
 from chuan.tokenizer.tokenizer import Tokenizer
 
 BAICHUAN2_VOCABULARY = 125696
-_FRONT_MATTER = re.compile(r"\A---\r?\n(.*?)\r?\n---", re.DOTALL)
+SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def open_folder(folder: Path) -> Checkpoint:
     """Reads what the folder says about itself."""
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise ChuanError(
+            f"{folder} is a LoRA adapter and no model; merge it into its model with PEFT, or change its layout with "
+            "chuan convert"
+        )
     raw = read_json(folder / "config.json")
     model_type = raw.get("model_type")
     if model_type == "baichuan" or (model_type is None and "aichuan" in str(raw.get("architectures"))):
@@ -39,7 +42,7 @@ def open_folder(folder: Path) -> Checkpoint:
         kind, layout = "Llama folder", build_llama_layout(config)
     else:
         raise ChuanError(f"{folder} holds a model of type {model_type!r:.60}; Chuan opens llama and baichuan")
-    generation_config = read_json_if_there(folder / "generation_config.json")
+    generation_config = _read_generation_config(folder, raw)
     tokenizer_config = read_json_if_there(folder / "tokenizer_config.json")
     special = _read_special_tokens(folder, tokenizer_config)
     role_ids = read_role_ids(generation_config, config.vocab_size)
@@ -62,18 +65,8 @@ def open_folder(folder: Path) -> Checkpoint:
         chat_template=_read_template(folder, tokenizer_config),
         special=special,
         role_ids=role_ids,
-        read_card=functools.partial(read_front_matter, folder / "README.md"),
+        read_card=functools.partial(read_front_matter, folder),
     )
-
-
-def read_front_matter(path: Path) -> dict[str, Any]:
-    """The YAML at the head of a card; a card that cannot be read says nothing."""
-    try:
-        found = _FRONT_MATTER.match(path.read_text(encoding="utf-8", errors="replace")[:100_000])
-        values = yaml.safe_load(found[1]) if found else None
-    except (OSError, yaml.YAMLError, ValueError, RecursionError):
-        return {}
-    return values if isinstance(values, dict) else {}
 
 
 def load_folder_tokenizer(
@@ -113,9 +106,19 @@ def read_role_ids(generation_config: Mapping[str, Any], vocab_size: int) -> tupl
     return ids  # type: ignore[return-value]
 
 
+def _read_generation_config(folder: Path, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The file, or without one, as transformers has it, the special ids of `config.json`."""
+    path = folder / "generation_config.json"
+    if path.is_file():
+        return read_json(path)
+    return {key: raw[key] for key in SPECIAL_IDS if raw.get(key) is not None}
+
+
 def _read_baichuan(folder: Path, raw: Mapping[str, Any]) -> tuple[str, ModelConfig, Layout]:
     if raw.get("hidden_size") == 5120 or "max_position_embeddings" not in raw:
-        raise ChuanError(f"{folder} is a Baichuan model with ALiBi positions (13B); Chuan opens the 7B ones")
+        raise ChuanError(
+            f"{folder} is a Baichuan model with ALiBi positions (13B), which is not supported yet; use a 7B"
+        )
     architectures = raw.get("architectures")
     name = architectures[0] if isinstance(architectures, list) and architectures else None
     if name not in ("BaiChuanForCausalLM", "BaichuanForCausalLM"):
@@ -156,7 +159,7 @@ def _read_bits(folder: Path, raw: Mapping[str, Any]) -> int:
                 return int(asked[0])
     raise ChuanError(
         f"{folder} is quantized in a way that this version does not read ({method!r:.40}); use the 16-bit folder, "
-        "with bits=8 if memory is short"
+        "with --bits 8 (bits=8) if memory is short"
     )
 
 
@@ -188,7 +191,13 @@ def _read_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str | N
     if isinstance(template, list):  # several, by name
         named = [t.get("template") for t in template if isinstance(t, Mapping) and t.get("name") == "default"]
         template = named[0] if named else None
-    return template if isinstance(template, str) else None
+    if not isinstance(template, str):
+        return None
+    try:
+        template.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ChuanError(f"{folder} has a chat template with half a character in it; fetch it again") from None
+    return template
 
 
 def _is_below(token_id: Any, vocab_size: int) -> bool:

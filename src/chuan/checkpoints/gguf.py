@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from gguf.quants import dequantize
 from torch import Tensor
 
 from chuan.checkpoints.checkpoint import Checkpoint
-from chuan.checkpoints.folder import BAICHUAN2_VOCABULARY, read_role_ids
+from chuan.checkpoints.folder import BAICHUAN2_VOCABULARY, SPECIAL_IDS, read_role_ids
+from chuan.checkpoints.front_matter import LONGEST, clean, is_hub_id
 from chuan.checkpoints.gguf_vocabulary import load_tokenizer
 from chuan.checkpoints.layouts import build_gguf_layout
 from chuan.errors import ChuanError, first_line
@@ -41,6 +43,7 @@ _BROKEN = (
 # Where we put a model's whole `generation_config.json`: role ids, sampling, stops.
 GENERATION_KEY = "chuan.generation_config"
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16}
+_MOST_BASES = 16
 
 
 def open_gguf(path: Path) -> Checkpoint:
@@ -50,7 +53,7 @@ def open_gguf(path: Path) -> Checkpoint:
         config = _read_config(file)
     special_ids = {role: file.get(f"tokenizer.ggml.{role}_token_id") for role in ("bos", "eos", "unknown", "padding")}
     pieces = file.get("tokenizer.ggml.tokens")
-    if not isinstance(pieces, list) or not pieces:
+    if not isinstance(pieces, list) or not pieces or not all(isinstance(piece, str) for piece in pieces):
         raise ChuanError(f"{path} carries no tokenizer; use a GGUF made with its vocabulary")
     names = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
     special = {
@@ -58,15 +61,17 @@ def open_gguf(path: Path) -> Checkpoint:
         for role, index in special_ids.items()
         if isinstance(index, int) and 0 <= index < len(pieces)
     }
-    eos = special_ids["eos"]
+    ids = dict(zip(SPECIAL_IDS, (special_ids[role] for role in ("bos", "eos", "padding")), strict=True))
     template = file.get("tokenizer.chat_template")
-    generation_config = _read_generation_config(file) or ({"eos_token_id": eos} if isinstance(eos, int) else {})
+    named = {key: index for key, index in ids.items() if isinstance(index, int)}
+    generation_config = _read_generation_config(file) or named
     role_ids = read_role_ids(generation_config, config.vocab_size)
     # llama.cpp's own converter leaves the head of the second generation as it is, to be normalized.
-    normalized = file.get("general.architecture") == "baichuan" and config.vocab_size == BAICHUAN2_VOCABULARY
+    baichuan = file.get("general.architecture") == "baichuan"
+    normalized = baichuan and config.vocab_size == BAICHUAN2_VOCABULARY
     return Checkpoint(
         path=path,
-        kind="GGUF",
+        kind=f"{'Baichuan ' if baichuan else ''}GGUF, {file.type_name}",
         config=config,
         layout=build_gguf_layout(config, normalized),
         open_weights=lambda: file,
@@ -114,8 +119,10 @@ class GGUFFile:
             self.shapes = {
                 name: tuple(int(size) for size in reversed(tensor.shape)) for name, tensor in self._tensors.items()
             }
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise ChuanError(f"{path} is missing; check the path") from None
+        except PermissionError:
+            raise ChuanError(f"{path} cannot be read: you have no permission; ask whoever owns it") from None
         except _BROKEN as error:
             raise self._broken(error) from None
 
@@ -147,10 +154,16 @@ class GGUFFile:
         return self.read(name)
 
     @property
+    def type_name(self) -> str:
+        """That of most of the linears, as llama.cpp calls it: BF16, Q4_0 ..."""
+        linears = [name for name, shape in self.shapes.items() if name.startswith("blk.") and len(shape) == 2]
+        types = Counter(self._tensors[name].tensor_type.name for name in linears)
+        return str(types.most_common(1)[0][0]) if types else "no linears"
+
+    @property
     def dtype(self) -> torch.dtype:
-        """That of the embedding; what is quantized means float16, whose precision its blocks' scales have."""
-        tensor = self._tensors.get("token_embd.weight")
-        return _DTYPES.get(tensor.tensor_type.name, torch.float16) if tensor is not None else torch.float16
+        """That of the linears; what is quantized means float16, whose precision its blocks' scales have."""
+        return _DTYPES.get(self.type_name, torch.float16)
 
     def locate(self, name: str) -> str:
         return str(self.path)
@@ -175,9 +188,17 @@ def _read_config(file: GGUFFile) -> ModelConfig:
             f"{file.path} holds the architecture {architecture!r:.60}; Chuan opens GGUF of the llama family"
         )
     if architecture == "baichuan" and file.get("baichuan.block_count") == 40:
-        raise ChuanError(f"{file.path} is a Baichuan model with ALiBi positions (13B); Chuan opens the 7B ones")
+        raise ChuanError(
+            f"{file.path} is a Baichuan model with ALiBi positions (13B), which is not supported yet; use a 7B"
+        )
     if file.get("llama.expert_count"):
         raise ChuanError(f"{file.path} holds a mixture of experts; Chuan opens dense models of the llama family")
+
+    parts = file.get("split.count")
+    if isinstance(parts, int) and parts > 1:
+        raise ChuanError(
+            f"{file.path} is one of {parts} parts of a model; join them with llama.cpp's llama-gguf-split --merge"
+        )
 
     def value(key: str) -> Any:
         return file.get(f"{architecture}.{key}")
@@ -196,7 +217,9 @@ def _read_config(file: GGUFFile) -> ModelConfig:
         "rms_norm_eps": value("attention.layer_norm_rms_epsilon"),
         "rope_theta": value("rope.freq_base"),
         "tie_word_embeddings": "output.weight" not in file.shapes,
-        "rope_scaling": _read_rope_scaling(value, file),
+        "rope_scaling": _read_rope_scaling(value),
+        "attention_bias": "blk.0.attn_q.bias" in file.shapes,
+        "mlp_bias": "blk.0.ffn_up.bias" in file.shapes,
     }
     config = ModelConfig.from_dict(values)
     rotated = value("rope.dimension_count")
@@ -205,14 +228,26 @@ def _read_config(file: GGUFFile) -> ModelConfig:
     return _recognise_llama3(file, config)
 
 
-def _read_card(file: GGUFFile) -> dict[str, Any]:
+def _read_card(file: GGUFFile) -> dict[str, str | list[str]]:
     """Licence and origin, under the names of a model card."""
-    keys = {"license": "license", "license_name": "license.name", "base_model_revision": "version"}
-    found = {name: file.get(f"general.{key}") for name, key in keys.items()}
-    name = file.get("general.name")
-    if isinstance(name, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        found["base_model"] = name
-    return {key: value for key, value in found.items() if isinstance(value, str) and value}
+    keys = {"license": "license", "license_name": "license.name", "base_model_revision": "base_model.0.version"}
+    found: dict[str, str | list[str]] = {}
+    for name, key in keys.items():
+        value = file.get(f"general.{key}")
+        if isinstance(value, str) and 0 < len(value) <= LONGEST:
+            found[name] = clean(value)
+    bases = [base for index in range(_MOST_BASES) if (base := _read_base(file, index)) is not None]
+    return found | ({"base_model": bases} if bases else {})
+
+
+def _read_base(file: GGUFFile, index: int) -> str | None:
+    """A hub id: of the repository's address, or owner and name."""
+    keys = ("repo_url", "organization", "name")
+    values = [file.get(f"general.base_model.{index}.{key}") for key in keys]
+    url, owner, name = (value if isinstance(value, str) else "" for value in values)
+    found = re.fullmatch(r"https://[^/]+/(?:models/)?([\w.-]+/[\w.-]+)/?", url)
+    base = found[1] if found else f"{owner}/{name}"
+    return base if is_hub_id(base) else None
 
 
 def _read_generation_config(file: GGUFFile) -> dict[str, Any]:
@@ -229,7 +264,7 @@ def _read_generation_config(file: GGUFFile) -> dict[str, Any]:
     return values
 
 
-def _read_rope_scaling(value: Any, file: GGUFFile) -> dict[str, Any] | None:
+def _read_rope_scaling(value: Any) -> dict[str, Any] | None:
     kind = value("rope.scaling.type")
     factor = value("rope.scaling.factor") or value("rope.scale_linear")
     if kind in (None, "none") and not factor:
@@ -241,20 +276,30 @@ def _read_rope_scaling(value: Any, file: GGUFFile) -> dict[str, Any] | None:
 
 
 def _recognise_llama3(file: GGUFFile, config: ModelConfig) -> ModelConfig:
-    """Llama 3's scaling is stored as one factor a frequency; only its known parameters can be named in a config."""
     if "rope_freqs.weight" not in file.shapes:
         return config
-    stored = file.read("rope_freqs.weight").float()
-    for factor in (8.0, 32.0):
-        scaling = {
-            "rope_type": "llama3",
-            "factor": factor,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
-        }
-        candidate = ModelConfig.from_dict(config.to_dict() | {"rope_scaling": scaling})
-        factors = build_frequencies(config)[0] / build_frequencies(candidate)[0]
-        if factors.shape == stored.shape and torch.allclose(factors, stored, rtol=1e-4):
-            return candidate
-    raise ChuanError(f"{file.path} carries RoPE factors that are not Llama 3's, which is not supported")
+    found = recognise_llama3(config, file.read("rope_freqs.weight").float())
+    if found is None:
+        raise ChuanError(f"{file.path} carries RoPE factors that are not Llama 3's, which is not supported")
+    return found
+
+
+def recognise_llama3(config: ModelConfig, factors: Tensor) -> ModelConfig | None:
+    """The model with the scaling that one factor a frequency (D/2,) stands for, if it is Llama 3's.
+
+    Only the factors are stored; of what they are made from, all but `factor`, the largest, is what Llama 3 has.
+    """
+    factor = float(f"{float(factors.max()):.5g}")
+    if not factor >= 1:  # NaN is not
+        return None
+    scaling = {
+        "rope_type": "llama3",
+        "factor": factor,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    candidate = ModelConfig.from_dict(config.to_dict() | {"rope_scaling": scaling})
+    expected = build_frequencies(config)[0] / build_frequencies(candidate)[0]
+    same = expected.shape == factors.shape and torch.allclose(expected, factors, rtol=1e-4)
+    return candidate if same else None

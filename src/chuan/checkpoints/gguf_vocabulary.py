@@ -56,8 +56,13 @@ class Vocabulary:
         )
 
 
-def build_vocabulary(tokenizer: Tokenizer, special: Mapping[str, str], control_ids: Collection[int]) -> Vocabulary:
-    """The vocabulary of a tokenizer; `control_ids` (chat roles) become control tokens, which no text can produce."""
+def build_vocabulary(
+    tokenizer: Tokenizer, special: Mapping[str, str], control_ids: Collection[int], defaults: Mapping[str, Any]
+) -> Vocabulary:
+    """The vocabulary of a tokenizer; `control_ids` (chat roles) become control tokens, which no text can produce.
+
+    `defaults` is a model's `generation_config`, which may give special ids that the tokenizer does not name.
+    """
     if isinstance(tokenizer, SentencePieceTokenizer):
         pieces = tokenizer.proto.pieces
         vocabulary = Vocabulary(
@@ -75,6 +80,11 @@ def build_vocabulary(tokenizer: Tokenizer, special: Mapping[str, str], control_i
     for role, index in (("bos", tokenizer.bos_id), ("eos", tokenizer.eos_id)):
         if index is not None:
             ids.setdefault(role, index)
+    for role, key in (("bos", "bos_token_id"), ("eos", "eos_token_id"), ("padding", "pad_token_id")):
+        value = defaults.get(key)
+        given = value[0] if isinstance(value, list) and value else value  # llama.cpp has room for one
+        if isinstance(given, int) and not isinstance(given, bool) and 0 <= given < len(vocabulary.pieces):
+            ids.setdefault(role, given)
     return dataclasses.replace(vocabulary, ids=ids, add_bos=bool(tokenizer.prompt_prefix))
 
 
@@ -100,12 +110,16 @@ def load_tokenizer(file: Header, special: Mapping[str, str], role_ids: tuple[int
         return tokenizer
     if model == "llama":
         scores = file.get("tokenizer.ggml.scores")
-        if not isinstance(scores, list) or len(scores) < used or not all(map(math.isfinite, scores)):
+        if not isinstance(scores, list) or len(scores) < used or not all(map(_is_score, scores)):
             raise ChuanError(f"{file.path} carries no scores for its tokenizer; fetch it again")
         prefix = file.get("tokenizer.ggml.add_space_prefix")
         proto = build_model_proto(pieces, scores[:used], kinds, add_dummy_prefix=prefix is not False)
         return SentencePieceTokenizer(proto.SerializeToString(), role_ids or (), add_bos=add_bos is not False)
     raise ChuanError(f"{file.path} carries a tokenizer of type {model!r:.40}; gpt2 and llama are supported")
+
+
+def _is_score(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _describe_byte_level(tokenizer: Tokenizer, control_ids: Collection[int]) -> Vocabulary:

@@ -7,7 +7,7 @@ quantizes; the names and the order of rows are `layouts`'.
 
 from __future__ import annotations
 
-import json
+import dataclasses
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,16 +17,18 @@ import torch
 from gguf.quants import dequantize, quantize
 from torch import Tensor
 
+from chuan.checkpoints.card import name_bases
 from chuan.checkpoints.checkpoint import Progress
-from chuan.checkpoints.gguf import GENERATION_KEY, open_gguf
+from chuan.checkpoints.gguf import GENERATION_KEY, open_gguf, recognise_llama3
 from chuan.checkpoints.gguf_vocabulary import Vocabulary, build_vocabulary
+from chuan.checkpoints.json_file import render_json
 from chuan.checkpoints.layouts import build_gguf_layout, list_weights
 from chuan.checkpoints.probe import Difference
 from chuan.checkpoints.save import Extras
 from chuan.checkpoints.source import Check, WeightSource
 from chuan.checkpoints.staging import check_free, check_space, staged_file
-from chuan.errors import ChuanError
-from chuan.model.config import ModelConfig
+from chuan.errors import ChuanError, escape_unprintable
+from chuan.model.config import ModelConfig, RopeScaling
 from chuan.model.rope import build_frequencies
 from chuan.quantization import methods
 from chuan.tokenizer.tokenizer import Tokenizer
@@ -42,6 +44,8 @@ _FILE_TYPES = {
     "q4_0": gguf.LlamaFileType.MOSTLY_Q4_0,
     "q4_1": gguf.LlamaFileType.MOSTLY_Q4_1,
 }
+_SCALINGS = {"linear": gguf.RopeScalingType.LINEAR, "yarn": gguf.RopeScalingType.YARN}
+_LARGEST = 1 << 31  # of a number in the header
 _FLOATS = {_Type.F32: torch.float32, _Type.F16: torch.float16, _Type.BF16: torch.bfloat16}
 
 
@@ -56,13 +60,15 @@ def save_gguf(
 ) -> Difference:
     """Writes `path`; returns how far its logits lie from the source's. `role_ids` become control tokens."""
     check_free(path)
+    _check_rope(source.config)
     layout = build_gguf_layout(source.config)
     shapes = list_weights(source.config)
     types = {name: _choose_type(name, shape, kind, source.config) for name, shape in shapes.items()}
     sizes = {name: gguf.quant_shape_to_byte_shape(shape, types[name]) for name, shape in shapes.items()}
-    check_space(path, int(sum(np.prod(size) for size in sizes.values())))
-    vocabulary = build_vocabulary(tokenizer, extras.special, role_ids or ()).padded(source.config.vocab_size)
+    defaults = extras.generation_config
+    vocabulary = build_vocabulary(tokenizer, extras.special, role_ids or (), defaults).padded(source.config.vocab_size)
     with staged_file(path) as temporary:
+        check_space(path, int(sum(np.prod(size) for size in sizes.values())))
         writer = gguf.GGUFWriter(temporary, "llama")
         _add_shape(writer, source.config, _FILE_TYPES[kind])
         _add_vocabulary(writer, vocabulary)
@@ -131,20 +137,39 @@ def _add_shape(writer: gguf.GGUFWriter, config: ModelConfig, file_type: Any) -> 
     scaling = config.rope_scaling
     if scaling is None or scaling.rope_type == "llama3":
         return
-    kinds = {"linear": gguf.RopeScalingType.LINEAR, "yarn": gguf.RopeScalingType.YARN}
-    if scaling.rope_type not in kinds:
-        raise ChuanError(f"a GGUF cannot say {scaling.rope_type} RoPE scaling; write a Llama folder")
-    writer.add_rope_scaling_type(kinds[scaling.rope_type])
+    writer.add_rope_scaling_type(_SCALINGS[scaling.rope_type])
     writer.add_rope_scaling_factor(scaling.factor)
     if scaling.original_max_position_embeddings is not None:
         writer.add_rope_scaling_orig_ctx_len(scaling.original_max_position_embeddings)
+
+
+def _check_rope(config: ModelConfig) -> None:
+    """Refuses what a GGUF has no words for, or none that mean the same to llama.cpp."""
+    scaling = config.rope_scaling
+    if scaling is None:
+        return
+    said = scaling.rope_type in _SCALINGS
+    if scaling.rope_type == "yarn":
+        plain = RopeScaling("yarn", scaling.factor, scaling.original_max_position_embeddings, beta_fast=32, beta_slow=1)
+        found = build_frequencies(dataclasses.replace(config, rope_scaling=scaling))
+        expected = build_frequencies(dataclasses.replace(config, rope_scaling=plain))
+        said = torch.equal(found[0], expected[0]) and found[1] == expected[1]
+    factors = _llama3_factors(config)
+    if factors is not None:
+        plain_config = dataclasses.replace(config, rope_scaling=None)
+        recognised = recognise_llama3(plain_config, torch.from_numpy(factors))
+        said = recognised is not None and recognised.rope_scaling == scaling
+    if not said:
+        raise ChuanError(
+            f"a GGUF cannot say this model's {scaling.rope_type} RoPE scaling with these details; write a Llama folder"
+        )
 
 
 def _llama3_factors(config: ModelConfig) -> np.ndarray | None:
     """How much each frequency is slowed, which is how a GGUF says Llama 3's scaling; None for other models."""
     if config.rope_scaling is None or config.rope_scaling.rope_type != "llama3":
         return None
-    plain = ModelConfig.from_dict(config.to_dict() | {"rope_scaling": None})
+    plain = dataclasses.replace(config, rope_scaling=None)
     factors: np.ndarray = (build_frequencies(plain)[0] / build_frequencies(config)[0]).float().numpy()
     return factors
 
@@ -179,7 +204,7 @@ def _add_extras(writer: gguf.GGUFWriter, name: str, extras: Extras, role_ids: tu
         writer.add_eot_token_id(role_ids[0])  # an answer ends where the user's next turn would begin
     defaults = extras.generation_config
     if defaults:
-        writer.add_string(GENERATION_KEY, json.dumps(dict(defaults), ensure_ascii=False))
+        writer.add_string(GENERATION_KEY, render_json(defaults))
     if defaults.get("do_sample"):
         adders = {
             "temperature": writer.add_sampling_temp,
@@ -188,12 +213,21 @@ def _add_extras(writer: gguf.GGUFWriter, name: str, extras: Extras, role_ids: tu
             "repetition_penalty": writer.add_sampling_penalty_repeat,
         }
         for key, add in adders.items():
-            if isinstance(defaults.get(key), int | float):
-                add(defaults[key])
+            value = defaults.get(key)
+            whole = isinstance(value, int) or key != "top_k"
+            if isinstance(value, int | float) and whole and -_LARGEST < value < _LARGEST:
+                add(value)
     origin = extras.origin
-    writer.add_name(origin.name if origin is not None else name)
+    writer.add_name(origin.name if origin is not None else escape_unprintable(name))
     if origin is not None:
         writer.add_license(origin.licence_id or "other")
         writer.add_license_name(origin.licence)
-        if origin.revision:
-            writer.add_version(origin.revision)
+        bases, revision = name_bases(origin)
+        writer.add_base_model_count(len(bases))
+        for index, base in enumerate(bases):
+            owner, _, base_name = base.rpartition("/")
+            writer.add_base_model_name(index, base_name)
+            if owner:
+                writer.add_base_model_organization(index, owner)
+        if bases and revision:
+            writer.add_base_model_version(0, revision)

@@ -10,15 +10,12 @@ import contextlib
 import fnmatch
 import glob
 import hashlib
-import json
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import platformdirs
 from huggingface_hub import HfApi, hf_hub_url, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -40,7 +37,9 @@ from huggingface_hub.utils import (
 )
 
 from chuan.checkpoints.json_file import read_json
+from chuan.checkpoints.ledger import Ledger
 from chuan.errors import ChuanError, first_line
+from chuan.model.memory import format_size
 
 DESCRIPTIONS = [
     "config.json",
@@ -55,14 +54,18 @@ DESCRIPTIONS = [
     "LICENSE*",
     "LICENCE*",
     "NOTICE*",
+    "license*",
+    "licence*",
     "*License*.pdf",
     "*LICENSE*",
+    "COPYING*",
+    "USE_POLICY*",
     "*许可*",
 ]
-# In the order of preference: the weights, and the index of shards.
+# In the order of preference: the weights, the one file, and the index of shards.
 _WEIGHTS = [
-    ("model*.safetensors", "model.safetensors.index.json"),
-    ("pytorch_model*.bin", "pytorch_model.bin.index.json"),
+    ("model*.safetensors", "model.safetensors", "model.safetensors.index.json"),
+    ("pytorch_model*.bin", "pytorch_model.bin", "pytorch_model.bin.index.json"),
 ]
 NEVER = ["*.py", "*.pkl", "*.pt", "*.pth", "*/*"]
 _LARGE = 1 << 30
@@ -100,8 +103,10 @@ def is_wanted(name: str, patterns: list[str]) -> bool:
 def list_whole_weights(folder: Path) -> list[str]:
     """The weight files of a folder: all that belong together, or none."""
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
-    for pattern, index in _WEIGHTS:
+    for pattern, single, index in _WEIGHTS:
         found = [name for name in names if is_wanted(name, [pattern])]
+        if single in names:  # before an index, as we open them
+            return [single]
         if index in names:
             shards = read_shards(folder / index)
             return [index, *shards] if set(shards) <= set(names) else []
@@ -111,15 +116,17 @@ def list_whole_weights(folder: Path) -> list[str]:
 
 
 def choose_weights(names: Iterable[str], repo_id: str) -> list[str]:
-    """Which of a repository's files to fetch: an index of shards alone, or else the weights; safetensors before bin."""
+    """Which of a repository's files to fetch: the one file, else an index of shards; safetensors before bin."""
     names = sorted(names)
-    for pattern, index in _WEIGHTS:
+    for pattern, single, index in _WEIGHTS:
         found = [name for name in names if is_wanted(name, [pattern])]
+        if single in names:
+            return [single]
         if found:
             return [index] if index in names else found
-    single = [name for name in names if name.endswith(".gguf")]
-    if single:
-        listed = ", ".join(single[:4]) + (", ..." if len(single) > 4 else "")
+    others = [name for name in names if name.endswith(".gguf")]
+    if others:
+        listed = ", ".join(others[:4]) + (", ..." if len(others) > 4 else "")
         raise ChuanError(f"{repo_id} holds GGUF files only; download one of {listed:.300} and give its path")
     raise ChuanError(f"{repo_id} holds no weights that Chuan reads (safetensors or pytorch_model*.bin); check the id")
 
@@ -128,7 +135,7 @@ def read_shards(index: Path) -> list[str]:
     """The files that an index of shards names."""
     shards = read_json(index).get("weight_map")
     names = sorted({name for name in shards.values() if isinstance(name, str)}) if isinstance(shards, dict) else []
-    if not names or not all(is_wanted(name, [pattern for pattern, _ in _WEIGHTS]) for name in names):
+    if not names or not all(is_wanted(name, [pattern for pattern, *_ in _WEIGHTS]) for name in names):
         raise ChuanError(f"{index} names no files of weights; remove it and fetch it again")
     return names
 
@@ -147,45 +154,9 @@ def require_space(folder: Path, size: int, setting: str) -> None:
     free = shutil.disk_usage(folder).free
     if size > free:
         raise ChuanError(
-            f"{size / 1e9:.1f} GB more are needed in {folder} but {free / 1e9:.1f} GB are free; "
+            f"{format_size(size)} more are needed in {folder} but {format_size(free)} are free; "
             f"make room, or set {setting} to a folder with more"
         )
-
-
-class Ledger:
-    """Which files were hashed and found right, by size and time: 15 GB are not hashed again at every start."""
-
-    def __init__(self, folder: Path) -> None:
-        key = hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:32]
-        self._path = platformdirs.user_cache_path("chuan") / "verified" / f"{key}.json"
-        try:
-            entries = json.loads(self._path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            entries = {}
-        self._entries: dict[str, list[object]] = entries if isinstance(entries, dict) else {}
-
-    def knows(self, path: Path, digest: str) -> bool:
-        """Whether this very file had this hash."""
-        return path.is_file() and self._entries.get(str(path)) == _describe_file(path, digest)
-
-    def note(self, path: Path, digest: str) -> None:
-        """Writes down that it has; what cannot be written down is hashed again next time."""
-        self._entries[str(path)] = _describe_file(path, digest)
-        temporary = None
-        with contextlib.suppress(OSError):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=self._path.parent, delete=False, encoding="utf-8") as out:
-                temporary = Path(out.name)
-                json.dump(self._entries, out)
-            temporary.replace(self._path)
-            return
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-
-
-def _describe_file(path: Path, digest: str) -> list[object]:
-    status = path.stat()
-    return [digest, status.st_size, status.st_mtime_ns]
 
 
 def _fetch_descriptions(repo_id: str, revision: str | None, weights: bool) -> Path:

@@ -32,13 +32,13 @@ from modelscope_hub.types import FileInfo
 
 from chuan.checkpoints.hub import (
     DESCRIPTIONS,
-    Ledger,
     choose_weights,
     is_wanted,
     list_shards,
     list_whole_weights,
     require_space,
 )
+from chuan.checkpoints.ledger import Ledger
 from chuan.errors import ChuanError, first_line
 
 _REACH = "check the network and MODELSCOPE_ENDPOINT"

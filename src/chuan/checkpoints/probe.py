@@ -83,7 +83,7 @@ class Difference:
     """How far two models' logits (T, V) lie apart."""
 
     largest: float  # of all differences, relative to the largest logit
-    relative: float  # root of mean squares, relative to the first model's spread
+    relative: float  # root of mean squares, but for what moves all logits of a position, relative to the first's spread
     divergence: float  # mean KL(first || second), in nats
     agreement: float  # share of positions with the same best token
 
@@ -91,11 +91,12 @@ class Difference:
 def compare_logits(first: Tensor, second: Tensor) -> Difference:
     """Both (T, V) float32, of the same ids."""
     delta = second - first
+    moved = delta - delta.mean(dim=-1, keepdim=True)  # softmax does not see what is added to every logit
     spread = (first - first.mean(dim=-1, keepdim=True)).pow(2).mean().sqrt()
     log_p, log_q = first.log_softmax(dim=-1), second.log_softmax(dim=-1)
     return Difference(
         largest=float(delta.abs().max() / first.abs().max().clamp(min=1e-30)),
-        relative=float(delta.pow(2).mean().sqrt() / spread.clamp(min=1e-30)),
+        relative=float(moved.pow(2).mean().sqrt() / spread.clamp(min=1e-30)),
         divergence=max(float((log_p.exp() * (log_p - log_q)).sum(dim=-1).mean()), 0.0),
         agreement=float((first.argmax(dim=-1) == second.argmax(dim=-1)).float().mean()),
     )

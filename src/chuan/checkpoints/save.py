@@ -7,7 +7,7 @@ is opened again and must give the logits that were meant.
 
 from __future__ import annotations
 
-import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from chuan.checkpoints.bitsandbytes import describe_codes
 from chuan.checkpoints.card import Origin, write_card
 from chuan.checkpoints.checkpoint import Progress
-from chuan.checkpoints.folder import BAICHUAN2_VOCABULARY, open_folder
+from chuan.checkpoints.folder import BAICHUAN2_VOCABULARY, SPECIAL_IDS, open_folder
+from chuan.checkpoints.json_file import render_json, save_json
 from chuan.checkpoints.layouts import (
+    IGNORED,
     Layout,
     build_baichuan_layout,
     build_llama_layout,
@@ -35,15 +35,16 @@ from chuan.checkpoints.probe import Difference
 from chuan.checkpoints.source import Check, WeightSource, describe_check
 from chuan.checkpoints.staging import check_free, check_space, staged_folder
 from chuan.checkpoints.stored import name_tensors
-from chuan.checkpoints.weights import checksum
+from chuan.checkpoints.weights import checksum, save_tensors
 from chuan.errors import ChuanError
 from chuan.model.config import ModelConfig
 from chuan.model.memory import estimate_weights
+from chuan.model.rope import build_frequencies
 from chuan.quantization.codebook import CodebookLinear
 from chuan.quantization.int4 import Int4Linear
 from chuan.quantization.int8 import Int8Linear
 from chuan.quantization.linear import QuantizedLinear
-from chuan.quantization.methods import Stored
+from chuan.quantization.methods import Stored, is_quantizable
 from chuan.tokenizer.tokenizer import Tokenizer
 
 LayoutName = Literal["llama", "baichuan"]
@@ -79,17 +80,20 @@ def save_folder(
     target = Path(folder)
     table = _build_layout(source.config, layout)
     _check_target(target, beside_others)
-    check_space(target, estimate_weights(source.config, source.stored_bits))
     with staged_folder(target, beside_others) as temporary:
+        check_space(target, _estimate_size(source))
         check = Check(source.config, 2 * len(list_weights(source.config)), progress)
-        try:
-            written = _Shards(temporary)
-            for name, names in group_by_source(table).items():
-                written.add(name, [check.pass_on(source, part) for part in names])
-            written.finish()
-        except SafetensorError as error:
-            raise OSError(str(error)) from None
+        written = _Shards(temporary)
+        for name, names in group_by_source(table).items():
+            written.add(name, [check.pass_on(source, part) for part in names])
         normalized = layout == "baichuan" and written.unit_head and source.config.vocab_size == BAICHUAN2_VOCABULARY
+        if layout == "baichuan" and not normalized:
+            # The first generation's class keeps its frequencies in the file; transformers 5 leaves what a file lacks
+            # without a value.
+            for layer in range(source.config.num_hidden_layers):
+                name = f"model.layers.{layer}.self_attn.rotary_emb.inv_freq"
+                written.add(name, [build_frequencies(source.config)[0]])
+        written.finish()
         config = _describe(source, layout, normalized, extras.generation_config) | written.describe_quantization()
         save_json(temporary / "config.json", config)
         if extras.generation_config:
@@ -110,9 +114,20 @@ def _check_target(target: Path, beside_others: bool) -> None:
     if not (beside_others and target.is_dir()):
         check_free(target)
         return
-    names = {path.name for path in target.iterdir()}
+    try:
+        names = {path.name for path in target.iterdir()}
+    except OSError as error:
+        raise ChuanError(f"{target} cannot be read: {error.strerror}; choose another folder") from None
     if any(name == "config.json" or name.endswith((".safetensors", ".bin")) for name in names):
         raise ChuanError(f"{target} is there already and not empty; choose another folder or remove it")
+
+
+def _estimate_size(source: WeightSource) -> int:
+    """Bytes of the weights, floats in their own type."""
+    bits, width = source.stored_bits, source.dtype.itemsize
+    shapes = list_weights(source.config)
+    floats = sum(math.prod(shape) for name, shape in shapes.items() if bits == 16 or not is_quantizable(name))
+    return estimate_weights(source.config, bits) + (width - 2) * floats
 
 
 def _build_layout(config: ModelConfig, layout: LayoutName) -> Layout:
@@ -202,9 +217,11 @@ class _Shards:
         return ["lm_head", *self._floats]
 
     def _write(self) -> None:
-        checksums = json.dumps({name: checksum(tensor) for name, tensor in self._tensors.items()})
+        # Not of what nobody reads: a file counts as verified once all that has a checksum was read.
+        read = {name: tensor for name, tensor in self._tensors.items() if not IGNORED.fullmatch(name)}
+        checksums = render_json({name: checksum(tensor) for name, tensor in read.items()})
         path = self._part(len(self._files))
-        save_file(self._tensors, path, metadata={"format": "pt", "crc32": checksums})
+        save_tensors(path, self._tensors, {"format": "pt", "crc32": checksums})
         self._files.append(list(self._tensors))
         self._tensors, self._size = {}, 0
 
@@ -219,7 +236,7 @@ def _join(parts: list[Stored]) -> Stored:
         return torch.cat([part for part in parts if isinstance(part, Tensor)])
     same = [part for part in parts if type(part) is type(first)]
     if len(same) != len(parts):
-        raise ChuanError("q, k and v are quantized in different ways and cannot be joined; use bits=16")
+        raise ChuanError("q, k and v are quantized in different ways and cannot be joined; use --bits 16 (bits=16)")
     return first.join_rows(same)
 
 
@@ -236,7 +253,7 @@ def _describe(
     else:
         names = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
     config |= names | {"torch_dtype": str(source.dtype).removeprefix("torch.")}
-    return config | {key: generation_config.get(key) for key in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    return config | {key: generation_config.get(key) for key in SPECIAL_IDS}
 
 
 def _describe_compressed(example: QuantizedLinear) -> dict[str, Any]:
@@ -296,8 +313,3 @@ def _describe_prefix(tokenizer: Tokenizer) -> dict[str, Any]:
         "pair": [*before, first, second],
         "special_tokens": {name: {"id": name, "ids": [index], "tokens": [name]} for name, index in prefix.items()},
     }
-
-
-def save_json(path: Path, values: Mapping[str, Any]) -> None:
-    """A table, as JSON that people can read."""
-    path.write_text(json.dumps(values, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

@@ -6,6 +6,7 @@ killed leaves only the temporary folder (`.NAME.partial`), which nothing opens a
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -15,6 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from chuan.errors import ChuanError, first_line
+from chuan.model.memory import format_size
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -58,19 +62,34 @@ def is_partial(path: Path) -> bool:
 
 def check_free(target: Path) -> None:
     """Refuses a place that is taken; an empty folder is free."""
-    if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
+    if not os.path.lexists(target):
+        return
+    if not os.path.exists(target):
+        raise ChuanError(f"{target} is there already, a link that leads nowhere; choose another place or remove it")
+    if not target.is_dir():
+        raise ChuanError(f"{target} is there already, and no folder; choose another place or remove it")
+    try:
+        taken = any(target.iterdir())
+    except OSError as error:
+        raise ChuanError(f"{target} cannot be read: {error.strerror}; choose another place") from None
+    if taken:
         raise ChuanError(f"{target} is there already and not empty; choose another folder or remove it")
 
 
+def check_name(path: Path) -> None:
+    """Refuses a name that is no text, which the libraries that read and write weights do not take."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        raise ChuanError(f"{path} has a name that is not UTF-8; rename it, or choose another") from None
+
+
 def check_space(target: Path, size: int) -> None:
-    """Refuses a write of `size` bytes that the disk cannot hold, before it begins."""
-    parent = target
-    while not parent.is_dir():
-        parent = parent.parent
-    free = shutil.disk_usage(parent).free
+    """Refuses a write of `size` bytes that the disk cannot hold, before it begins; the folder around it is there."""
+    free = shutil.disk_usage(Path(os.path.abspath(target)).parent).free
     if free < size:
         raise ChuanError(
-            f"{target} needs {size / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free there; free some space or choose "
+            f"{target} needs {format_size(size)}, and {format_size(free)} are free there; free some space or choose "
             "another disk"
         )
 
@@ -91,18 +110,22 @@ def flush(path: Path) -> None:
 def _staged(target: Path) -> Iterator[Path]:
     target = Path(os.path.abspath(target))
     temporary = target.parent / f".{target.name}.partial"
+    check_name(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         descriptor = _lock(temporary, target)
     except OSError as error:
-        raise ChuanError(f"{target} cannot be written: {error.strerror or first_line(error)}") from None
+        raise ChuanError(
+            f"{target} cannot be written: {error.strerror or first_line(error)}; choose another place"
+        ) from None
     try:
         yield temporary
         flush(target.parent)
     except OSError as error:
+        remedy = "free some space" if error.errno in _FULL else "put that right or choose another place"
         raise ChuanError(
-            f"{target} was not written: {error.strerror or first_line(error)}; nothing is left of it, free some space "
-            "and try again"
+            f"{target} was not written: {error.strerror or first_line(error)}; nothing is left of it, {remedy} and try "
+            "again"
         ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -112,11 +135,17 @@ def _staged(target: Path) -> Iterator[Path]:
 def _lock(temporary: Path, target: Path) -> int:
     """Makes the temporary folder, locks it against other processes, and clears what a killed one left in it."""
     while True:
-        temporary.mkdir(mode=0o700, exist_ok=True)
-        descriptor = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            temporary.mkdir(mode=0o700, exist_ok=True)
+            # A link would have what it leads to emptied, and moved to the target's name.
+            descriptor = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EEXIST):
+                raise ChuanError(f"{temporary} is a link or a file, where a folder is needed; remove it") from None
+            raise
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.isdir(temporary) and os.path.samestat(os.fstat(descriptor), os.stat(temporary)):
+            if os.path.isdir(temporary) and os.path.samestat(os.fstat(descriptor), os.lstat(temporary)):
                 break
             os.close(descriptor)  # the process that held it has just finished and taken the folder away
         except BlockingIOError:

@@ -14,6 +14,7 @@ through floats. The kinds, told by the names that are there (a `config.json` is 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -38,6 +39,7 @@ from chuan.quantization.linear import QuantizedLinear
 from chuan.quantization.methods import Stored, dequantize
 
 _Reader = Callable[[], QuantizedLinear]
+_LINEARS = ("proj.weight", "W_pack.weight")
 
 
 class Weights(Protocol):
@@ -135,11 +137,14 @@ class StoredWeights:
 
     def _add_groups(self, name: str) -> None:
         packed, scale_name, shape_name = f"{name}_packed", f"{name}_scale", f"{name}_shape"
-        rows, words = (*self._files.shapes[packed], 0)[:2]
+        rows, words = (*self._files.shapes[packed], 0, 0)[:2]
         scales = self._files.shapes.get(scale_name, ())
-        sizes = self._files.read(shape_name).tolist() if shape_name in self._files.shapes else []
+        integers = self._files.dtypes.get(shape_name) in (torch.int64, torch.int32)
+        sizes = self._files.read(shape_name).tolist() if self._files.shapes.get(shape_name) == (2,) else []
         sound = (
             self._files.dtypes[packed] == torch.int32
+            and len(self._files.shapes[packed]) == 2
+            and integers
             and len(sizes) == 2
             and sizes[0] == rows
             and -(-sizes[1] // 8) == words
@@ -179,14 +184,14 @@ class StoredWeights:
                 raise ChuanError(
                     f"{name} in {self._files.locate(name)} is int8 without its scales (SCB), as save_pretrained wrote "
                     "it after model.quantize(8) in the published code; they cannot be computed again: use the model's "
-                    "16-bit weights with bits=8"
+                    "16-bit weights with --bits 8 (bits=8)"
                 )
             if dtype in (torch.uint8, torch.int32) and name.endswith(("weight", "weight.data")):
                 raise ChuanError(
                     f"{name} in {self._files.locate(name)} is packed, and what describes it is missing; fetch the "
                     "files again, or use the model's 16-bit weights"
                 )
-            if name.endswith(("proj.weight", "W_pack.weight")) and dtype is not None:
+            if name.endswith(_LINEARS) and dtype is not None:
                 first = first or (name, dtype)
                 if dtype != first[1] and self._files.locate(name) != self._files.locate(first[0]):
                     raise ChuanError(
@@ -195,9 +200,12 @@ class StoredWeights:
                     )
 
     def _find_dtype(self) -> torch.dtype:
-        plain = [name for name in self.shapes if name not in self._readers and len(self.shapes[name]) == 2]
-        found = [dtype for name in plain if (dtype := self._files.dtypes[name]) is not None and dtype.is_floating_point]
-        return found[0] if found else torch.float16
+        """That of most of the linears; where all of them have few bits, of the embedding and the head."""
+        matrices = [name for name in self.shapes if name not in self._readers and len(self.shapes[name]) == 2]
+        linears = [name for name in matrices if name.endswith(_LINEARS)]
+        types = [self._files.dtypes[name] for name in linears or matrices]
+        found = [dtype for dtype in types if dtype is not None and dtype.is_floating_point]
+        return Counter(found).most_common(1)[0][0] if found else torch.float16
 
 
 def name_tensors(name: str, stored: Stored) -> dict[str, Tensor]:

@@ -9,17 +9,24 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from chuan.checkpoints.json_file import read_json
+from chuan.checkpoints.ledger import Ledger
+from chuan.checkpoints.staging import check_name, is_partial
 from chuan.errors import ChuanError, first_line
+
+# What is noted of a file whose checksums were right.
+_CHECKED = "crc32"
 
 # What old bitsandbytes puts beside the tensors of a `.bin`: a format's name, a list that describes 4-bit codes.
 _PLAIN = (".weight_format", ".quant_state")
@@ -67,12 +74,15 @@ class TensorFiles(Protocol):
 
 def open_tensor_files(folder: Path) -> TensorFiles:
     """Finds a folder's weights: safetensors before `.bin`, sharded or not."""
-    for single, opener in (("model.safetensors", SafetensorsWeights), ("pytorch_model.bin", PickledWeights)):
-        index = folder / f"{single}.index.json"
-        if index.is_file():
-            return opener(_read_index(index))
-        if (folder / single).is_file():
+    openers: dict[str, Callable[[Mapping[Path, set[str] | None]], TensorFiles]]
+    openers = {"model.safetensors": SafetensorsWeights, "pytorch_model.bin": PickledWeights}
+    for single, opener in openers.items():
+        # Where both are there, transformers opens the one file too, and leaves the index alone.
+        if os.path.isfile(folder / single):
             return opener({folder / single: None})
+        index = folder / f"{single}.index.json"
+        if os.path.isfile(index):
+            return opener(_read_index(index))
     raise ChuanError(
         f"{folder} holds no weights: neither model.safetensors nor pytorch_model.bin, nor an index of shards; "
         "fetch them, or check the path"
@@ -111,16 +121,22 @@ def _read_index(index: Path) -> dict[Path, set[str] | None]:
 
 
 class SafetensorsWeights:
-    """Safetensors files; a file that carries Chuan's checksums is checked against them."""
+    """Safetensors files; one that carries Chuan's checksums is checked against them once, until it changes.
+
+    Each tensor when it is read; when all of a file were read and right, that is noted for this machine.
+    """
 
     def __init__(self, files: Mapping[Path, set[str] | None]) -> None:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, torch.dtype | None] = {}
         self.objects: dict[str, Any] = {}
         self._home: dict[str, tuple[Path, Any]] = {}
-        self._checksums: dict[str, int] = {}
+        self._unchecked: dict[Path, dict[str, int]] = {}
+        self._changed: dict[Path, int] = {}
         for path, expected in files.items():
+            check_name(path)
             try:
+                self._changed[path] = path.stat().st_mtime_ns
                 handle = safe_open(path, framework="pt", device="cpu")
                 for name in handle.keys():  # noqa: SIM118 (not a dict)
                     _check_new(name, path, self._home)
@@ -129,9 +145,13 @@ class SafetensorsWeights:
                     self.dtypes[name] = _DTYPES.get(description.get_dtype())
                     self._home[name] = (path, handle)
                 metadata = handle.metadata() or {}
+            except PermissionError:
+                raise _unreadable(path) from None
             except (SafetensorError, OSError, ValueError) as error:
                 raise ChuanError(f"{path} is damaged or cut short ({first_line(error)}); fetch it again") from None
-            self._checksums |= _parse_checksums(metadata.get("crc32"), path)
+            checksums = _parse_checksums(metadata.get("crc32"), path)
+            if checksums and not Ledger(path).knows(path.absolute(), _CHECKED):
+                self._unchecked[path] = checksums
             _check_complete(path, expected, self.shapes)
 
     def read(self, name: str) -> Tensor:
@@ -140,12 +160,21 @@ class SafetensorsWeights:
             tensor: Tensor = handle.get_tensor(name)
         except (SafetensorError, OSError, ValueError, RuntimeError) as error:
             raise ChuanError(f"{path} is damaged at {name} ({first_line(error)}); fetch it again") from None
-        if name in self._checksums and self._checksums[name] != checksum(tensor):
-            raise ChuanError(f"{path} is damaged: the checksum of {name} does not match; fetch it again")
+        self._check(name, tensor, path)
         return tensor
 
     def locate(self, name: str) -> str:
         return str(self._home[name][0])
+
+    def _check(self, name: str, tensor: Tensor, path: Path) -> None:
+        left = self._unchecked.get(path, {})
+        if name not in left:
+            return
+        if left[name] != checksum(tensor):
+            raise ChuanError(f"{path} is damaged: the checksum of {name} does not match; fetch it again")
+        del left[name]
+        if not left and not is_partial(path) and path.stat().st_mtime_ns == self._changed[path]:
+            Ledger(path).note(path.absolute(), _CHECKED)
 
 
 class PickledWeights:
@@ -169,7 +198,7 @@ class PickledWeights:
 
     def read(self, name: str) -> Tensor:
         tensor: Tensor = self._home[name][1]
-        return tensor
+        return tensor.detach()  # old files hold parameters
 
     def locate(self, name: str) -> str:
         return str(self._home[name][0])
@@ -178,6 +207,16 @@ class PickledWeights:
 def checksum(tensor: Tensor) -> int:
     """CRC-32 of a tensor's bytes."""
     return zlib.crc32(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Writes a safetensors file; raises OSError with the disk's own number where the disk refuses."""
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as error:
+        number = re.search(r"os error ([0-9]+)", str(error))
+        code = int(number[1]) if number else None
+        raise (OSError(str(error)) if code is None else OSError(code, os.strerror(code))) from None
 
 
 def _parse_checksums(text: str | None, path: Path) -> dict[str, int]:
@@ -213,6 +252,8 @@ def _load_bin(path: Path) -> dict[str, Any]:
         raise ChuanError(
             f"{path} is damaged, or holds more than tensors (a pickle can carry code); not opened, use safetensors"
         ) from None
+    except PermissionError:
+        raise _unreadable(path) from None
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise ChuanError(f"{path} is damaged or cut short ({first_line(error):.120}); fetch it again") from None
     if not isinstance(loaded, dict):
@@ -222,3 +263,7 @@ def _load_bin(path: Path) -> dict[str, Any]:
         if not (isinstance(key, str) and (isinstance(value, Tensor) or plain)):
             raise ChuanError(f"{path} holds something other than a tensor at {key!r:.80}; use the 16-bit weights")
     return loaded
+
+
+def _unreadable(path: Path) -> ChuanError:
+    return ChuanError(f"{path} cannot be read: you have no permission; ask whoever owns it")

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
-import torch
 from torch import Tensor
 
 from chuan.chat.formats import ChatFormat
@@ -18,22 +17,27 @@ from chuan.chat.messages import check_messages
 from chuan.checkpoints.save import Extras, save_folder
 from chuan.checkpoints.source import DecoderSource
 from chuan.errors import ChuanError
-from chuan.inference.generation import Increment, Prefix, check_ids, fit_length, stream_answer
+from chuan.inference.engine import Engine
+from chuan.inference.generation import Increment
+from chuan.inference.runner import Runner
 from chuan.inference.sampling import SamplingOptions
 from chuan.model.decoder import Decoder
-from chuan.model.kv_cache import KVCache
 from chuan.tokenizer.tokenizer import Tokenizer
 
 Messages = Sequence[Mapping[str, Any]]
 
 
 class LanguageModel:
-    """A decoder with its tokenizer, its chat format (None for a base model) and its defaults."""
+    """A decoder with its runner, tokenizer, chat format (None for a base model) and defaults.
+
+    Everything it computes goes through its `engine`, which others may use at the same time.
+    """
 
     def __init__(
         self,
         name: str,
         decoder: Decoder,
+        runner: Runner,
         tokenizer: Tokenizer,
         chat_format: ChatFormat | None,
         defaults: SamplingOptions,
@@ -47,7 +51,7 @@ class LanguageModel:
         self.defaults = defaults
         self.stop_ids = stop_ids
         self.extras = extras
-        self._prefix: Prefix | None = None
+        self.engine = Engine(runner, tokenizer)
 
     @overload
     def chat(self, messages: Messages, stream: Literal[False] = False, **options: Any) -> str: ...
@@ -78,12 +82,9 @@ class LanguageModel:
     def logits(self, token_ids: Sequence[int] | Tensor) -> Tensor:
         """(T,) ids -> (T, V) float32 logits on the CPU; row t predicts token t + 1."""
         ids = [int(token_id) for token_id in token_ids]
-        check_ids(ids, self.decoder.config.vocab_size)
-        if len(ids) > self.decoder.config.context_length:
-            raise ChuanError(f"{len(ids)} tokens do not fit a context of {self.decoder.config.context_length}")
-        with torch.inference_mode():
-            batch = torch.tensor([ids], device=self.decoder.model.embed_tokens.weight.device)
-            return self.decoder(batch)[0].float().cpu().clone()
+        request = self.engine.build_scoring(ids, len(ids))
+        self.engine.complete([request])
+        return request.logits
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Writes a standard Llama folder in the precision the model has; whole, or not at all."""
@@ -98,7 +99,7 @@ class LanguageModel:
                 f"{self.name} is a base model without a chat format: use generate (`chuan generate`) to continue a text"
             )
         checked = check_messages(messages)
-        prompt = self.chat_format.render(checked, self.decoder.config.context_length, options.max_new_tokens)
+        prompt = self.chat_format.render(checked, self.engine.context_length, options.max_new_tokens)
         return self._stream(prompt, options, self.stop_ids | set(self.chat_format.stop_ids))
 
     def stream_text(self, prompt: str, options: SamplingOptions | None = None) -> Iterator[Increment]:
@@ -110,20 +111,8 @@ class LanguageModel:
         return self._stream(prompt_ids, options, self.stop_ids)
 
     def _stream(self, prompt_ids: list[int], options: SamplingOptions, stop_ids: frozenset[int]) -> Iterator[Increment]:
-        # Checked here, outside of the generator, so that a bad prompt fails where it is given.
-        check_ids(prompt_ids, self.decoder.config.vocab_size)
-        fit_length(len(prompt_ids), options.max_new_tokens, self.decoder.config.context_length)
-        return self._run(prompt_ids, options, stop_ids)
-
-    def _run(self, prompt_ids: list[int], options: SamplingOptions, stop_ids: frozenset[int]) -> Iterator[Increment]:
-        # The cache is taken while an answer runs: a second answer at the same time gets one of its own.
-        prefix, self._prefix = self._prefix, None
-        if prefix is None:
-            prefix = Prefix(KVCache(self.decoder.config))
-        try:
-            yield from stream_answer(self.decoder, self.tokenizer, prompt_ids, options, stop_ids, prefix)
-        finally:
-            self._prefix = prefix
+        # Built here, outside of the generator, so that a bad prompt fails where it is given.
+        return self.engine.stream(self.engine.build_generation(prompt_ids, options, stop_ids))
 
 
 def _texts(increments: Iterator[Increment]) -> Iterator[str]:

@@ -23,9 +23,12 @@ from chuan.checkpoints.gguf import open_gguf
 from chuan.checkpoints.save import Extras
 from chuan.checkpoints.staging import is_partial
 from chuan.errors import ChuanError
+from chuan.inference.build import build_runner
 from chuan.inference.device import choose_device, choose_dtype
 from chuan.inference.language_model import LanguageModel
+from chuan.inference.native import NativeRunner
 from chuan.inference.sampling import read_sampling_options
+from chuan.quantization.kernels.library import load_kernels
 from chuan.tokenizer.convert import OPENING_MARK
 from chuan.tokenizer.tokenizer import Tokenizer
 
@@ -40,8 +43,10 @@ def load(
     """Opens a model by catalogue name, hub id, folder or `.gguf` file.
 
     bits: 16 (floats), 8 (int8, one scale an output) or 4 (groups of 32); None keeps what the checkpoint has. device:
-    "auto", "cpu", "cuda" ... dtype: "auto" is what the hardware computes fast. progress hears (tensors read, of how
-    many). Nothing from the model's folder is ever executed. Raises ChuanError with one line that says what to do.
+    "auto", "cpu", "cuda" ... dtype: what floats are computed in; "auto" is what the hardware computes fast, and for 8
+    and 4 bits on a CPU integer arithmetic (`chuan.quantization.integer`), where a dtype that is named means few-bit
+    weights and float activations, slowly. progress hears (tensors read, of how many). Nothing from the model's folder
+    is ever executed. Raises ChuanError with one line that says what to do.
     """
     if bits not in (None, 16, 8, 4):
         raise ChuanError(f"bits={bits!r:.40} is not known; use 16, 8 or 4")
@@ -53,10 +58,18 @@ def load(
     chat_format = build_chat_format(checkpoint, tokenizer)
     defaults = read_sampling_options(checkpoint.generation_config)
     stop_ids = read_stop_ids(checkpoint.generation_config, tokenizer)
-    decoder = load_decoder(checkpoint, chosen_dtype, chosen_device, bits, progress)
+    integer = dtype == "auto" and chosen_device.type == "cpu"
+    # The kernels compute in float32 and look embeddings up: 16 bits are enough there, on processors slow at them too.
+    native = integer and (bits or checkpoint.bits) < 16 and load_kernels() is not None
+    loaded_dtype = torch.bfloat16 if native else chosen_dtype
+    decoder = load_decoder(checkpoint, loaded_dtype, chosen_device, bits, progress, integer)
+    if native and not NativeRunner.takes(decoder):
+        for parameter in decoder.parameters():
+            parameter.data = parameter.data.to(chosen_dtype)
     origin = build_origin(os.fspath(model), checkpoint)
     extras = Extras(checkpoint.generation_config, choose_template(checkpoint, tokenizer), checkpoint.special, origin)
-    return LanguageModel(os.fspath(model), decoder, tokenizer, chat_format, defaults, stop_ids, extras)
+    runner = build_runner(decoder)
+    return LanguageModel(os.fspath(model), decoder, runner, tokenizer, chat_format, defaults, stop_ids, extras)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -77,7 +90,7 @@ def build_origin(name: str, checkpoint: Checkpoint) -> Origin:
     entry = CATALOGUE.get(name) or (find_entry(source.repo_id) if source is not None else None)
     return read_origin(
         checkpoint,
-        source.repo_id if source is not None else Path(name).name or name,
+        source.repo_id if source is not None else Path(os.path.abspath(name)).name or name,
         source.revision if source is not None else None,
         entry.licence if entry is not None else None,
     )

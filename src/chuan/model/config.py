@@ -39,6 +39,7 @@ _REQUIRED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_he
 
 # Far above any model of this family; a header that says more is broken, and must not make us allocate.
 _LARGEST = 1 << 24
+_MOST_LAYERS = 1024  # the deepest models have about a hundred; each layer is built before a weight is read
 
 
 @dataclass(frozen=True)
@@ -129,11 +130,11 @@ class ModelConfig:
         for name in (
             "vocab_size",
             "hidden_size",
-            "num_hidden_layers",
             "num_attention_heads",
             "max_position_embeddings",
         ):
             _check_number(name, getattr(self, name), integer=True)
+        _check_number("num_hidden_layers", self.num_hidden_layers, integer=True, largest=_MOST_LAYERS)
         _check_number("rms_norm_eps", self.rms_norm_eps)
         _check_number("rope_theta", self.rope_theta)
         for name in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
@@ -215,12 +216,12 @@ class ModelConfig:
         return embeddings + self.num_hidden_layers * (attention + ffn + 2 * width) + width
 
 
-def _check_number(name: str, value: Any, *, integer: bool = False) -> None:
+def _check_number(name: str, value: Any, *, integer: bool = False, largest: int = _LARGEST) -> None:
     kinds = (int,) if integer else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds):
         raise ChuanError(f"{name} must be {'an integer' if integer else 'a number'}, not {value!r}")
-    if not 0 < value <= (_LARGEST if integer else sys.float_info.max):
-        raise ChuanError(f"{name} must be positive{f' and at most {_LARGEST}' if integer else ''}, not {value!r}")
+    if not 0 < value <= (largest if integer else sys.float_info.max):
+        raise ChuanError(f"{name} must be positive{f' and at most {largest}' if integer else ''}, not {value!r:.60}")
 
 
 PRESETS = {

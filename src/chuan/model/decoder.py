@@ -51,9 +51,7 @@ class Attention(nn.Module):
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         q, k = apply_rotary(q, *rotary), apply_rotary(k, *rotary)
-        if cache is not None:
-            k, v = cache.update(self.layer, k, v)
-        out = attend(q, k, v, mask)
+        out = attend(q, k, v, mask) if cache is None else cache.attend(self.layer, q, k, v, mask)
         return self.o_proj(out.transpose(1, 2).reshape(batch, tokens, -1))
 
 
@@ -119,9 +117,9 @@ class Decoder(nn.Module):
         cache: Cache | None = None,
         attention_mask: Tensor | None = None,
         positions: Tensor | None = None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | Tensor = 0,
     ) -> Tensor:
-        """(B, T) ids -> (B, T, V) logits, or only the last `logits_to_keep` of T.
+        """(B, T) ids -> (B, T, V) logits, or only the last `logits_to_keep` of T, or those at a tensor's indices.
 
         `cache` holds the S tokens before these and takes these in. `attention_mask` is (B, S + T), True (or 1) where a
         token is real: pass it when a batch is padded, on the left. `positions` (B, T) default to counting real tokens.
@@ -142,4 +140,5 @@ class Decoder(nn.Module):
             x = layer(x, rotary, mask, cache)
         if cache is not None:
             cache.advance(tokens)
-        return self.lm_head(self.model.norm(x[:, -logits_to_keep:]))
+        kept = logits_to_keep if isinstance(logits_to_keep, Tensor) else slice(-logits_to_keep, None)
+        return self.lm_head(self.model.norm(x[:, kept]))

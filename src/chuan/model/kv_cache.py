@@ -1,6 +1,6 @@
 """The keys and values of the tokens a model has already seen.
 
-Letters: B batch, H key/value heads, S tokens seen so far, T new tokens, D width of a head.
+Letters: B batch, H query heads, K key/value heads, S tokens seen so far, T new tokens, D width of a head.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from chuan.errors import ChuanError
+from chuan.model.attention import attend
 from chuan.model.config import ModelConfig
 
 
@@ -19,8 +20,8 @@ class Cache(Protocol):
 
     length: int
 
-    def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores a layer's (B, H, T, D) after the tokens seen; returns all of them, (B, H, S + T, D)."""
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """Stores a layer's new keys and values (B, K, T, D); attends to all so far from the queries (B, H, T, D)."""
         ...
 
     def advance(self, tokens: int) -> None:
@@ -40,7 +41,12 @@ class KVCache:
         self._keys: list[Tensor | None] = [None] * config.num_hidden_layers
         self._values: list[Tensor | None] = [None] * config.num_hidden_layers
 
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        all_keys, all_values = self.update(layer, keys, values)
+        return attend(queries, all_keys, all_values, mask)
+
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores a layer's (B, K, T, D) after the tokens seen; returns all of them, (B, K, S + T, D)."""
         end = self.length + keys.shape[2]
         if end > self.capacity:
             raise ChuanError(f"{end} tokens do not fit a context of {self.capacity}; shorten the prompt")

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from chuan.quantization.linear import QuantizedLinear
 
+_BLOCK = 1024  # rows
+
 
 class Int8Linear(QuantizedLinear):
     """A linear layer with int8 weights (N, K) and a float32 scale for each output (N, 1)."""
@@ -51,9 +53,15 @@ class Int8Linear(QuantizedLinear):
 
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     """(N, K) float -> int8 (N, K) and scales (N, 1) float32 with `weight ~ int8 * scale`; symmetric, nearest."""
-    largest = weight.abs().amax(dim=1, keepdim=True).float()
-    scale = torch.where(largest > 0, largest / 127, torch.ones_like(largest))
-    return (weight / scale).round_().clamp_(-127, 127).to(torch.int8), scale
+    values = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    scale = torch.empty(weight.shape[0], 1, device=weight.device)
+    for start in range(0, weight.shape[0], _BLOCK):  # a head of 125,696 rows in float32 would be 2 GB
+        rows = slice(start, start + _BLOCK)
+        block = weight[rows]
+        largest = block.abs().amax(dim=1, keepdim=True).float()
+        scale[rows] = torch.where(largest > 0, largest / 127, torch.ones_like(largest))
+        values[rows] = (block / scale[rows]).round_().clamp_(-127, 127)
+    return values, scale
 
 
 def dequantize_rows(weight: Tensor, scale: Tensor) -> Tensor:

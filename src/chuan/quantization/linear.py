@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Rows that are widened at a time: a whole feed-forward matrix in float32 would be 180 MB.
-_BLOCK = 1024
+# Elements that are widened at a time: a whole feed-forward matrix in float32 would be 180 MB, and pass through several
+# forms on its way.
+_BLOCK = 1 << 21
 
 
 class QuantizedLinear(nn.Module, ABC):
@@ -45,8 +46,9 @@ class QuantizedLinear(nn.Module, ABC):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., K) -> (..., N)."""
-        starts = range(0, self.out_features, _BLOCK)
-        blocks = [F.linear(x, self.dequantize(slice(start, start + _BLOCK)).to(x.dtype)) for start in starts]
+        step = max(1, _BLOCK // self.in_features)
+        starts = range(0, self.out_features, step)
+        blocks = [F.linear(x, self.dequantize(slice(start, start + step)).to(x.dtype)) for start in starts]
         y = torch.cat(blocks, dim=-1)
         return y if self.bias is None else y + self.bias
 

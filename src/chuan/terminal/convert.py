@@ -10,26 +10,31 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from chuan.errors import escape_unprintable
 from chuan.inference.convert import convert
-from chuan.terminal.tables import format_gigabytes, print_rows
+from chuan.model.memory import format_size
+from chuan.terminal.tables import print_rows
 
 
-def run_convert(source: str, target: str, to: str, bits: int | None, gguf_type: str | None) -> int:
+def run_convert(
+    source: str, target: str, to: str, bits: int | None, gguf_type: str | None, calibrate: str | None = None
+) -> int:
     """Converts, with a progress bar on stderr where somebody watches."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn())
     with Progress(
         *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=not console.is_terminal
     ) as bar:
-        task = bar.add_task(f"Writing {Path(target).name}", total=None)
+        name = escape_unprintable(Path(target).name)
+        task = bar.add_task(f"Writing {name}", total=None)
 
         def progress(done: int, total: int) -> None:
             # The second half of the steps reads back what the first half wrote.
             verb = "Writing" if done <= total // 2 else "Checking"
-            bar.update(task, completed=done, total=total, description=f"{verb} {Path(target).name}")
+            bar.update(task, completed=done, total=total, description=f"{verb} {name}")
 
-        made = convert(source, target, to, bits, gguf_type, progress)  # type: ignore[arg-type]
-    rows = {"written": str(made.path), "size": format_gigabytes(_measure(made.path)), "checked": made.checked}
+        made = convert(source, target, to, bits, gguf_type, progress, calibrate)  # type: ignore[arg-type]
+    rows = {"written": str(made.path), "size": format_size(_measure(made.path)), "checked": made.checked}
     if made.origin is not None:
         rows["licence of the weights"] = made.origin.licence
     print_rows(rows)

@@ -9,12 +9,14 @@ from collections.abc import Mapping
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from chuan.checkpoints.adapter import is_adapter
+from chuan.checkpoints.adapter import describe_adapter, is_adapter, read_adapter_origin
 from chuan.checkpoints.catalogue import CATALOGUE, is_here, resolve_model
 from chuan.checkpoints.weights import has_weights
+from chuan.errors import escape_unprintable
 from chuan.inference.load import build_origin, open_checkpoint
-from chuan.model.memory import estimate_cache, estimate_weights
+from chuan.model.memory import estimate_cache, estimate_weights, format_size
 
 
 def print_models() -> None:
@@ -24,7 +26,7 @@ def print_models() -> None:
         table.add_column(heading, overflow="fold")
     for name, source in CATALOGUE.items():
         here = "yes" if is_here(name) else "no"
-        table.add_row(name, format_gigabytes(source.size), source.licence, here, source.description)
+        table.add_row(name, format_size(source.size), source.licence, here, source.description)
     _print(table)
 
 
@@ -32,7 +34,8 @@ def print_info(model: str) -> None:
     """What it is, where it came from, what it needs in memory, and under which licence; only headers are read."""
     path = resolve_model(model, weights=False)
     if is_adapter(path):
-        print_rows({"model": model, "path": str(path), "kind": "LoRA adapter; chuan convert changes its layout"})
+        rows = {"model": model, "path": str(path), "kind": "LoRA adapter; chuan convert changes its layout"}
+        print_rows(rows | describe_adapter(path) | {"licence of the weights": read_adapter_origin(path).licence})
         return
     checkpoint = open_checkpoint(path)
     config = checkpoint.config
@@ -41,6 +44,9 @@ def print_info(model: str) -> None:
         chat = "Baichuan format"
     else:
         chat = "its own template" if checkpoint.chat_template is not None else "none: a base model, use chuan generate"
+    made_from = ", ".join(origin.made_from) or ("-" if origin.name == path.name else origin.name)
+    if origin.made_from and origin.made_from_revision:
+        made_from += f" at revision {origin.made_from_revision}"
     bits = checkpoint.bits
     if has_weights(checkpoint.path):
         bits = checkpoint.open_weights().bits
@@ -48,7 +54,7 @@ def print_info(model: str) -> None:
         "model": model,
         "path": str(path),
         "kind": checkpoint.kind if bits == 16 else f"{checkpoint.kind}, {bits}-bit",
-        "made from": origin.made_from or ("-" if origin.name == path.name else origin.name),
+        "made from": made_from,
         "revision": origin.revision or "-",
         "licence of the weights": origin.licence,
         "parameters": f"{config.parameter_count:,}",
@@ -57,8 +63,8 @@ def print_info(model: str) -> None:
         "vocabulary": f"{config.vocab_size:,}",
         "context": f"{config.context_length:,} tokens",
         "chat": chat,
-        **{f"memory at {bits} bits": format_gigabytes(estimate_weights(config, bits)) for bits in (16, 8, 4)},
-        "and a full context": format_gigabytes(estimate_cache(config, config.context_length)),
+        **{f"memory at {bits} bits": format_size(estimate_weights(config, bits)) for bits in (16, 8, 4)},
+        "and a full context": format_size(estimate_cache(config, config.context_length)),
     }
     print_rows({name: value for name, value in rows.items() if value != "-"})
 
@@ -69,7 +75,7 @@ def print_rows(rows: Mapping[str, str]) -> None:
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows.items():
-        table.add_row(name, value)
+        table.add_row(name, Text(escape_unprintable(value)))  # files' words are neither markup nor control sequences
     _print(table)
 
 
@@ -78,8 +84,3 @@ def _print(table: Table) -> None:
     if not console.is_terminal:
         console = Console(highlight=False, width=1000)  # piped, a line is never folded: programs read it
     console.print(table)
-
-
-def format_gigabytes(size: int) -> str:
-    """Decimal gigabytes, as disks and downloads are sold."""
-    return f"{size / 1e9:.2f} GB"

@@ -25,11 +25,13 @@ from chuan.checkpoints.hub import fetch_from_hub
 from chuan.checkpoints.save import Extras, save_folder
 from chuan.checkpoints.source import DecoderSource
 from chuan.errors import ChuanError
+from chuan.inference.build import build_runner
 from chuan.inference.device import choose_device, choose_dtype
 from chuan.inference.language_model import LanguageModel, Messages
 from chuan.inference.sampling import read_sampling_options
 from chuan.integrations.transformers.configuration import BaichuanConfig, open_by
 from chuan.integrations.transformers.tokenization import BaichuanTokenizer
+from chuan.model.attention import attend
 from chuan.model.config import ModelConfig
 from chuan.model.decoder import Decoder
 from chuan.quantization.methods import apply_quantization
@@ -110,6 +112,7 @@ class BaichuanForCausalLM(PreTrainedModel, GenerationMixin):
         if bits not in (8, 4):
             raise ChuanError(f"quantize({bits!r}) is not known; use quantize(8) or quantize(4)")
         apply_quantization(self.decoder, bits)
+        self._answering = None  # keys of other weights
         return self
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
@@ -176,7 +179,8 @@ class BaichuanForCausalLM(PreTrainedModel, GenerationMixin):
         if not isinstance(tokenizer, BaichuanTokenizer):
             raise ChuanError("chat needs the tokenizer that AutoTokenizer returns for this model")
         values = {key: value for key, value in config.to_dict().items() if value is not None}
-        key = (id(tokenizer), repr(sorted(values.items(), key=lambda item: item[0])))
+        weight = self.decoder.model.embed_tokens.weight
+        key = (id(tokenizer), weight.dtype, weight.device, repr(sorted(values.items(), key=lambda item: item[0])))
         if self._answering is not None and self._answering[0] == key:
             return self._answering[1]
         role_ids = read_role_ids(values, self.config.vocab_size)
@@ -191,7 +195,14 @@ class BaichuanForCausalLM(PreTrainedModel, GenerationMixin):
         options = read_sampling_options(values)
         name = str(self.config.name_or_path)
         model = LanguageModel(
-            name, self.decoder, ours, BaichuanChat(ours, *role_ids), options, stop_ids, Extras(values)
+            name,
+            self.decoder,
+            build_runner(self.decoder),
+            ours,
+            BaichuanChat(ours, *role_ids),
+            options,
+            stop_ids,
+            Extras(values),
         )
         self._answering = (key, model)
         return model
@@ -204,10 +215,10 @@ class _TransformersCache:
         self._cache = cache
         self.length = int(cache.get_seq_length())
 
-    def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         end = self.length + keys.shape[2]
         all_keys, all_values = self._cache.update(keys, values, layer)
-        return all_keys[:, :, :end], all_values[:, :, :end]  # a static cache returns its empty places too
+        return attend(queries, all_keys[:, :, :end], all_values[:, :, :end], mask)  # a static cache has empty places
 
     def advance(self, tokens: int) -> None:
         self.length += tokens

@@ -1,0 +1,47 @@
+"""From a finished decoder to what runs it.
+
+In: a decoder. Out: a `Runner`, with as much memory for keys and values as is sensible on this machine.
+"""
+
+from __future__ import annotations
+
+import psutil
+import torch
+
+from chuan.inference.native import NativeRunner
+from chuan.inference.pages import PAGE, count_pages
+from chuan.inference.runner import Runner, TorchRunner
+from chuan.model.config import ModelConfig
+from chuan.model.decoder import Decoder
+from chuan.quantization.kernels.library import load_kernels
+
+# Room beside one full context: this many sequences of this many tokens.
+SEQUENCES, SEQUENCE_TOKENS = 8, 2048
+
+
+def build_runner(decoder: Decoder) -> Runner:
+    """The fastest runner for what the decoder is made of."""
+    weight = decoder.model.embed_tokens.weight
+    kernels = load_kernels()
+    if kernels is not None and weight.device.type == "cpu" and NativeRunner.takes(decoder):
+        return NativeRunner(decoder, kernels, choose_page_count(decoder.config, torch.bfloat16, weight.device))
+    return TorchRunner(decoder, choose_page_count(decoder.config, weight.dtype, weight.device))
+
+
+def choose_page_count(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> int:
+    """Pages for one full context and eight sequences of 2,048 tokens, in at most half of the memory that is free now.
+
+    On a CPU a page takes memory when it is first written, and unused pages are written before old ones are reused: in
+    time all of it is taken, by what was said before and may be said again.
+    """
+    wanted = count_pages(config.context_length)
+    wanted += SEQUENCES * count_pages(min(config.context_length, SEQUENCE_TOKENS))
+    page = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * PAGE * dtype.itemsize
+    return max(1, min(wanted, read_free_memory(device) // 2 // page))
+
+
+def read_free_memory(device: torch.device) -> int:
+    """Bytes that a program could still take on the device (MPS shares the machine's)."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available

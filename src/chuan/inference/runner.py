@@ -1,0 +1,93 @@
+"""One pass of a model over new tokens of several sequences: the only place where the engine touches tensors.
+
+In: `Piece`s, each some new tokens of a sequence and the pages of its keys and values. Out: logits. Knows no requests:
+whose the tokens are and what comes of the logits is the engine's business. Letters: T new tokens of all pieces, V
+vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from chuan.inference.pages import PAGE
+from chuan.model.config import ModelConfig
+from chuan.model.decoder import Decoder
+from chuan.model.paged_cache import PagedCache, Span
+
+
+@dataclass(frozen=True)
+class Piece:
+    """New tokens of one sequence.
+
+    past: how many tokens are in the cache before them. pages: where the keys and values of all of them are, in order.
+    keep: of how many of the last tokens the logits are wanted, possibly none.
+    """
+
+    token_ids: Sequence[int]
+    past: int
+    pages: Sequence[int]
+    keep: int
+
+
+class Runner(Protocol):
+    """What the engine asks of a model. No sequence's logits may depend on what else is in the batch."""
+
+    config: ModelConfig
+    page_count: int
+
+    def run(self, pieces: Sequence[Piece]) -> Tensor:
+        """Writes the new keys and values into the pages; float32 logits (sum of keep, V) on the CPU, in order."""
+        ...
+
+    def copy_page(self, source: int, target: int) -> None:
+        """Copies the keys and values of one page to another, in every layer."""
+        ...
+
+
+class TorchRunner:
+    """Runs the plain decoder: its linears see the tokens of all pieces at once, attention each sequence by itself.
+
+    Logits depend on the company of a sequence within rounding only.
+    """
+
+    def __init__(self, decoder: Decoder, page_count: int) -> None:
+        self.config = decoder.config
+        self.page_count = page_count
+        self._decoder = decoder
+        self._cache: PagedCache | None = None
+        scaling = decoder.config.rope_scaling
+        # Dynamic RoPE's angles depend on how long the longest sequence is: there each runs alone.
+        self._alone = scaling is not None and scaling.rope_type == "dynamic"
+
+    @torch.inference_mode()
+    def run(self, pieces: Sequence[Piece]) -> Tensor:
+        if self._alone and len(pieces) > 1:
+            return torch.cat([self.run([piece]) for piece in pieces])
+        weight = self._decoder.model.embed_tokens.weight
+        if self._cache is None:
+            self._cache = PagedCache(self.config, self.page_count, PAGE, weight.dtype, weight.device)
+        self._cache.begin([Span(piece.past, len(piece.token_ids), piece.pages) for piece in pieces])
+        token_ids: list[int] = []
+        positions: list[int] = []
+        kept: list[int] = []
+        for piece in pieces:
+            token_ids += piece.token_ids
+            positions += range(piece.past, piece.past + len(piece.token_ids))
+            kept += range(len(token_ids) - piece.keep, len(token_ids))
+        logits = self._decoder(
+            torch.tensor([token_ids], device=weight.device),
+            self._cache,
+            positions=torch.tensor([positions], device=weight.device),
+            logits_to_keep=torch.tensor(kept, dtype=torch.long, device=weight.device),
+        )
+        return logits[0].float().cpu()
+
+    @torch.inference_mode()
+    def copy_page(self, source: int, target: int) -> None:
+        assert self._cache is not None, "nothing has been computed yet"
+        self._cache.copy_page(source, target)

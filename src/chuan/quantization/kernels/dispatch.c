@@ -1,0 +1,115 @@
+/* Which kernels this processor runs, and packing for them. Everything that Python calls is here. */
+#include "kernels.h"
+
+#include <string.h>
+#if defined(_WIN32)
+#define EXPORT __declspec(dllexport)
+#else
+#define EXPORT __attribute__((visibility("default")))
+#endif
+
+/* The fastest kernels that this processor runs; `wanted` NULL, or the name of the ones to take. NULL if there are none. */
+EXPORT const Kernels *chuan_choose(const char *wanted) {
+    const Kernels *found[3];
+    int count = 0;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni"))
+        found[count++] = &chuan_avx512_vnni;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found[count++] = &chuan_avx2;
+#endif
+    found[count++] = &chuan_portable;
+    for (int i = 0; i < count; i++)
+        if (wanted == NULL || strcmp(found[i]->name, wanted) == 0) return found[i];
+    return NULL;
+}
+
+/* One panel's whole units, a few lines of each row at a time: what is read and written stays in the first cache. */
+static inline __attribute__((always_inline)) void pack_whole(const int32_t unit, const int8_t *from, int32_t width,
+                                                             int32_t whole, int32_t offset, uint8_t *out) {
+    const uint32_t added = (uint32_t)offset * 0x01010101u; /* 128 or 0 in each byte */
+    for (int32_t start = 0; start < whole; start += 256) {
+        const int32_t end = start + 256 < whole ? start + 256 : whole;
+        for (int32_t n = 0; n < PANEL; n++)
+            for (int32_t k = start; k < end; k += unit) {
+                uint32_t bytes = 0;
+                memcpy(&bytes, from + (size_t)n * width + k, (size_t)unit);
+                bytes ^= added;
+                memcpy(out + (size_t)k * PANEL + n * unit, &bytes, (size_t)unit);
+            }
+    }
+}
+
+/* int8 (rows, width) -> panels (outputs / 16, inputs / unit, 16, unit); padding stands for weights of zero. */
+EXPORT void chuan_pack8(const Kernels *kernels, const int8_t *weight, int32_t rows, int32_t width, int32_t inputs,
+                        uint8_t *panels) {
+    const int32_t unit = kernels->unit, outputs = (rows + PANEL - 1) / PANEL * PANEL;
+#pragma omp parallel for schedule(static)
+    for (int32_t first = 0; first < outputs; first += PANEL) {
+        uint8_t *out = panels + (size_t)first * inputs;
+        const int32_t whole = rows - first >= PANEL ? width / unit * unit : 0;
+        const int8_t *from = weight + (size_t)first * width;
+        if (unit == 4) pack_whole(4, from, width, whole, kernels->offset, out);
+        if (unit == 2) pack_whole(2, from, width, whole, kernels->offset, out);
+        out += (size_t)whole * PANEL;
+        for (int32_t k = whole; k < inputs; k += unit)
+            for (int32_t n = first; n < first + PANEL; n++)
+                for (int32_t j = k; j < k + unit; j++) {
+                    const int value = n < rows && j < width ? weight[(size_t)n * width + j] : 0;
+                    *out++ = (uint8_t)(value + kernels->offset);
+                }
+    }
+}
+
+/* The inverse of chuan_pack8, for some rows. */
+EXPORT void chuan_unpack8(const Kernels *kernels, const uint8_t *panels, int32_t first, int32_t rows, int32_t width,
+                          int32_t inputs, int8_t *weight) {
+    const int32_t unit = kernels->unit;
+#pragma omp parallel for schedule(static)
+    for (int32_t n = first; n < first + rows; n++)
+        for (int32_t k = 0; k < width; k++) {
+            const size_t panel = (size_t)(n / PANEL) * PANEL * inputs;
+            const size_t place = (size_t)(k / unit) * PANEL * unit + (size_t)(n % PANEL) * unit + k % unit;
+            weight[(size_t)(n - first) * width + k] = (int8_t)(panels[panel + place] - kernels->offset);
+        }
+}
+
+/* Nibbles (rows, width / 8) int32, lowest bits first, 8 standing for zero -> panels (outputs / 16, width / 2 / unit, 16,
+ * unit): a byte holds an input in its low half and the one `unit` further in its high half. */
+EXPORT void chuan_pack4(const Kernels *kernels, const uint32_t *weight, int32_t rows, int32_t width, uint8_t *panels) {
+    const int32_t unit = kernels->unit, outputs = (rows + PANEL - 1) / PANEL * PANEL, words = width / 8;
+#pragma omp parallel for schedule(static)
+    for (int32_t first = 0; first < outputs; first += PANEL) {
+        uint8_t *out = panels + (size_t)first * (width / 2);
+        for (int32_t word = 0; word < words; word++) /* eight inputs: 64 bytes of the panel */
+            for (int32_t n = 0; n < PANEL; n++) {
+                const uint32_t nibbles = first + n < rows ? weight[(size_t)(first + n) * words + word] : 0x88888888u;
+                uint8_t *to = out + (size_t)word * 64 + n * unit;
+                for (int32_t i = 0; i < 4; i++) {
+                    const int32_t low = unit == 4 ? i : i / 2 * 4 + i % 2; /* the input in the low half of byte i */
+                    const uint32_t pair = (nibbles >> low * 4 & 15) | (nibbles >> (low + unit) * 4 & 15) << 4;
+                    to[i / unit * (PANEL * unit) + i % unit] = (uint8_t)pair;
+                }
+            }
+    }
+}
+
+/* The inverse of chuan_pack4, for some rows. */
+EXPORT void chuan_unpack4(const Kernels *kernels, const uint8_t *panels, int32_t first, int32_t rows, int32_t width,
+                          uint32_t *weight) {
+    const int32_t unit = kernels->unit, words = width / 8;
+#pragma omp parallel for schedule(static)
+    for (int32_t n = first; n < first + rows; n++) {
+        const uint8_t *panel = panels + (size_t)(n / PANEL) * PANEL * (width / 2) + (size_t)(n % PANEL) * unit;
+        for (int32_t word = 0; word < words; word++) {
+            uint32_t packed = 0;
+            for (int32_t i = 0; i < 8; i++) {
+                const int32_t k = word * 8 + i, block = k / (2 * unit), inside = k % (2 * unit);
+                const uint8_t byte = panel[(size_t)block * PANEL * unit + inside % unit];
+                packed |= (uint32_t)(inside < unit ? byte & 15 : byte >> 4) << (i * 4);
+            }
+            weight[(size_t)(n - first) * words + word] = packed;
+        }
+    }
+}

@@ -1,0 +1,481 @@
+/* What surrounds the matrix products: norms, quantized activations, RoPE, attention over pages, a whole decoder layer.
+ *
+ * Included by each instruction set's file, which defines `digit` (how an int8 activation is stored), `vec`, WIDTH, fma_,
+ * ROWS and PANELS, and the function `tile`. Every row is computed alone and in one order. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+/* A group whose largest value is this many times its mean has an outlier: it gets a second digit. */
+#define OUTLIER 10.0f
+#define SECOND (1.0f / 254.0f)
+#define INPUTS 512    /* of a block: with 32 outputs they take a third of a first-level cache */
+#define ROW_BLOCK 258 /* rows whose sums are kept at a time */
+
+/* Quantized rows: x ~ scale * (first + second / 254), second being zero but in groups with an outlier. */
+typedef struct {
+    digit *first, *second;  /* (T, ld) */
+    float *scale;           /* (T, groups) */
+    int32_t *start, *again; /* (T, groups): what cancels the offset of the weights, for each digit */
+    uint8_t *outlier;       /* (T, groups) */
+    int32_t inputs, group, groups;
+    int32_t ld; /* a cache line more than K: rows 4,096 bytes apart would all want the same places of the cache */
+} Rows;
+
+/* y (M, P * 16) += the groups from `first` to `last` of the sums over groups; scale and bias come later. */
+static void tile(int rows, int panels, const Linear *const linears[PANELS], const int32_t panel[PANELS],
+                 const Rows *x, int32_t row, int32_t first, int32_t last, float y[][PANELS * PANEL]);
+
+INLINE int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }
+INLINE int32_t pad(int32_t n, int32_t to) { return (n + to - 1) / to * to; }
+
+/* Takes aligned pieces off a block of memory; with base NULL it counts what is needed. */
+typedef struct {
+    uint8_t *base;
+    size_t used;
+} Space;
+
+static void *take(Space *space, size_t size) {
+    void *piece = space->base == NULL ? NULL : space->base + space->used;
+    space->used += (size + 63) / 64 * 64;
+    return piece;
+}
+
+static Rows take_rows(Space *space, int32_t rows, int32_t inputs, int32_t group) {
+    const int32_t ld = inputs + 64;
+    const size_t elements = (size_t)rows * ld, groups = (size_t)rows * (inputs / 32);
+    Rows x = {.inputs = inputs, .group = group, .groups = inputs / group, .ld = ld};
+    x.first = take(space, elements * sizeof(digit));
+    x.second = take(space, elements * sizeof(digit));
+    x.scale = take(space, groups * sizeof(float));
+    x.start = take(space, groups * sizeof(int32_t));
+    x.again = take(space, groups * sizeof(int32_t));
+    x.outlier = take(space, groups);
+    return x;
+}
+
+static void set_group(Rows *x, const Linear *linear) {
+    x->inputs = linear->inputs, x->group = linear->group, x->groups = linear->inputs / linear->group;
+}
+
+/* Rounds to the nearest integer, ties to even: 1.5 * 2^23 leaves no room for a fraction. */
+INLINE float round_(float x) { return x + 12582912.0f - 12582912.0f; }
+
+/* The digits of `size` values; returns their sum. */
+INLINE int32_t write_digits(const int size, const float *values, digit *digits) {
+    int32_t total = 0;
+    for (int k = 0; k < size; k++) {
+        const int32_t value = (int32_t)values[k];
+        digits[k] = (digit)value;
+        total += value;
+    }
+    return total;
+}
+
+/* One group of a row; `count` of its inputs are real. A value that is not finite makes the scale, and so the result, NaN. */
+INLINE void quantize_group(const int size, Rows *x, int32_t row, int32_t index, const float *values, int32_t count,
+                           int32_t offset) {
+    float padded[128], scaled[128], sums[16] = {0}, sum = 0, top;
+    int32_t largest[16] = {0}, bits = 0;
+    if (count < size) {
+        memset(padded, 0, sizeof padded);
+        memcpy(padded, values, (size_t)count * sizeof(float));
+        values = padded;
+    }
+    for (int k = 0; k < size; k += 16)
+        for (int j = 0; j < 16; j++) {
+            int32_t magnitude;
+            memcpy(&magnitude, values + k + j, sizeof magnitude);
+            magnitude &= 0x7fffffff; /* as integers, so that NaN is the largest of all */
+            largest[j] = magnitude > largest[j] ? magnitude : largest[j];
+            sums[j] += fabsf(values[k + j]);
+        }
+    for (int j = 0; j < 16; j++) bits = largest[j] > bits ? largest[j] : bits;
+    for (int j = 0; j < 16; j++) sum += sums[j];
+    memcpy(&top, &bits, sizeof top);
+    const size_t place = (size_t)row * x->groups + index, at = (size_t)row * x->ld + (size_t)index * size;
+    const int finite = bits < 0x7f800000, some = finite && top > 1e-30f;
+    const int outlier = some && top * (float)size > OUTLIER * sum;
+    const float inverse = some ? 127.0f / top : 0.0f;
+    for (int k = 0; k < size; k++) scaled[k] = some ? round_(values[k] * inverse) : 0.0f;
+    x->start[place] = -offset * write_digits(size, scaled, x->first + at);
+    x->scale[place] = some ? top / 127.0f : finite ? 0.0f : NAN;
+    x->outlier[place] = (uint8_t)outlier;
+    if (outlier)
+        for (int k = 0; k < size; k++) scaled[k] = round_((values[k] * inverse - scaled[k]) * 254.0f);
+    else
+        memset(scaled, 0, sizeof scaled);
+    x->again[place] = -offset * write_digits(size, scaled, x->second + at);
+}
+
+/* A row's norm (Zhang and Sennrich 2019): values over their root mean square, times the weight. */
+static void normalize(const float *x, const float *weight, int32_t count, float eps, float *y) {
+    float sums[16] = {0}, sum = 0;
+    int32_t k = 0;
+    for (; k + 16 <= count; k += 16)
+        for (int32_t j = 0; j < 16; j++) sums[j] += x[k + j] * x[k + j];
+    for (; k < count; k++) sums[k % 16] += x[k] * x[k];
+    for (int32_t j = 0; j < 16; j++) sum += sums[j];
+    const float scale = 1.0f / sqrtf(sum / (float)count + eps);
+    for (k = 0; k < count; k++) y[k] = weight[k] * (x[k] * scale);
+}
+
+/* (T, count) floats -> rows; with `norm` they are normalized first, in `scratch` (T, count). All threads come here. */
+static void quantize(Rows *x, int32_t rows, const float *values, int32_t count, const Linear *for_, const float *norm,
+                     float eps, float *scratch) {
+    const int32_t offset = for_->bits == 4 ? 8 : OFFSET;
+    if (norm != NULL) {
+#pragma omp for schedule(static)
+        for (int32_t row = 0; row < rows; row++)
+            normalize(values + (size_t)row * count, norm, count, eps, scratch + (size_t)row * count);
+        values = scratch;
+    }
+#pragma omp for schedule(static)
+    for (int32_t index = 0; index < rows * x->groups; index++) {
+        const int32_t row = index / x->groups, group = index % x->groups, first = group * x->group;
+        const int32_t real = smaller(count - first, x->group);
+        const float *from = values + (size_t)row * count + first;
+        if (x->group == 32) quantize_group(32, x, row, group, from, real, offset);
+        if (x->group == 64) quantize_group(64, x, row, group, from, real, offset);
+        if (x->group == 128) quantize_group(128, x, row, group, from, real, offset);
+    }
+}
+
+/* How many rows the next tile takes: as even a split as possible, because small tiles are slow. */
+INLINE int32_t next_rows(int32_t left) {
+    const int32_t tiles = (left + ROWS - 1) / ROWS;
+    return (left + tiles - 1) / tiles;
+}
+
+/* y (T', P * 16) = the product of rows `row` and on by some panels. A few inputs at a time, so that what is read of the
+ * panels stays in the first cache while all rows pass by. */
+static void multiply_block(const Linear *const linears[PANELS], const int32_t panel[PANELS], int32_t panels,
+                           const Rows *x, int32_t row, int32_t rows, float y[][PANELS * PANEL]) {
+    const int32_t block = INPUTS / x->group;
+    memset(y, 0, (size_t)rows * PANELS * PANEL * sizeof(float));
+    for (int32_t first = 0; first < x->groups; first += block) {
+        const int32_t last = smaller(first + block, x->groups);
+        for (int32_t m = 0, step; m < rows; m += step) {
+            step = next_rows(rows - m);
+            tile(step, panels, linears, panel, x, row + m, first, last, y + m);
+        }
+    }
+    for (int32_t p = 0; p < panels; p++) {
+        const Linear *linear = linears[p];
+        for (int32_t m = 0; m < rows; m++)
+            for (int32_t n = 0; n < PANEL; n++) {
+                const int32_t column = panel[p] * PANEL + n;
+                float *out = &y[m][p * PANEL + n];
+                if (linear->bits == 8) *out *= linear->scale[column];
+                if (linear->bias != NULL) *out += linear->bias[column];
+            }
+    }
+}
+
+/* y (T, ld) = or += the product. All threads come here; they do not wait for each other at its end. */
+static void multiply(const Linear *linear, const Rows *x, int32_t rows, float *y, int32_t ld, int add) {
+    const int32_t panels = pad(linear->outputs, PANEL) / PANEL;
+#pragma omp for schedule(static) nowait
+    for (int32_t block = 0; block < (panels + PANELS - 1) / PANELS; block++) {
+        const Linear *linears[PANELS];
+        int32_t places[PANELS], first = block * PANELS, count = smaller(PANELS, panels - first);
+        for (int32_t p = 0; p < PANELS; p++) linears[p] = linear, places[p] = first + (p < count ? p : 0);
+        const int32_t columns = smaller(count * PANEL, linear->outputs - first * PANEL);
+        for (int32_t row = 0; row < rows; row += ROW_BLOCK) {
+            const int32_t step = smaller(ROW_BLOCK, rows - row);
+            float out[ROW_BLOCK][PANELS * PANEL];
+            multiply_block(linears, places, count, x, row, step, out);
+            for (int32_t m = 0; m < step; m++) {
+                float *to = y + (size_t)(row + m) * ld + first * PANEL;
+                if (add)
+                    for (int32_t n = 0; n < columns; n++) to[n] += out[m][n];
+                else
+                    memcpy(to, out[m], (size_t)columns * sizeof(float));
+            }
+        }
+    }
+}
+
+/* e^x in float32, to 2 units in the last place; x at most 88. */
+INLINE float exponential(float x) {
+    const float magic = 12582912.0f;
+    x = x < -87.0f ? -87.0f : x;
+    const float shifted = x * 1.44269504f + magic, n = shifted - magic;
+    const float f = x - n * 0.693359375f + n * 2.12194440e-4f;
+    float p = 1.9875691e-4f;
+    p = p * f + 1.3981999e-3f, p = p * f + 8.3334519e-3f, p = p * f + 4.1665796e-2f;
+    p = p * f + 1.6666665e-1f, p = p * f + 5.0000001e-1f, p = p * f * f + f + 1.0f;
+    uint32_t bits, exponent;
+    memcpy(&exponent, &shifted, sizeof exponent);
+    memcpy(&bits, &p, sizeof bits);
+    bits += exponent << 23;
+    memcpy(&p, &bits, sizeof p);
+    return p;
+}
+
+/* h (T, ffn) = silu(gate) * up (Shazeer 2020, equation 6); a panel of each in a tile. */
+static void multiply_gated(const Linear *gate, const Linear *up, const Rows *x, int32_t rows, float *h) {
+    const Linear *linears[PANELS] = {gate, up};
+#pragma omp for schedule(static) nowait
+    for (int32_t panel = 0; panel < pad(gate->outputs, PANEL) / PANEL; panel++) {
+        const int32_t places[PANELS] = {panel, panel}, columns = smaller(PANEL, gate->outputs - panel * PANEL);
+        for (int32_t row = 0; row < rows; row += ROW_BLOCK) {
+            const int32_t step = smaller(ROW_BLOCK, rows - row);
+            float out[ROW_BLOCK][PANELS * PANEL];
+            multiply_block(linears, places, 2, x, row, step, out);
+            for (int32_t m = 0; m < step; m++) {
+                float *to = h + (size_t)(row + m) * gate->outputs + panel * PANEL;
+                float product[PANEL];
+                for (int32_t n = 0; n < PANEL; n++) {
+                    const float g = out[m][n], away = g > -80.0f ? g : -80.0f;
+                    product[n] = g / (1.0f + exponential(-away < 88.0f ? -away : 88.0f)) * out[m][PANEL + n];
+                }
+                memcpy(to, product, (size_t)columns * sizeof(float));
+            }
+        }
+    }
+}
+
+INLINE uint16_t to_bfloat16(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    if ((bits & 0x7fffffff) > 0x7f800000) return 0x7fc0; /* NaN */
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+/* Rotates a head by its position's angles (Su et al. 2021), halves apart as Hugging Face has them. */
+INLINE void rotate(float *x, const float *cos, const float *sin, int32_t half, float scale) {
+    for (int32_t d = 0; d < half; d++) {
+        const float left = x[d], right = x[half + d];
+        x[d] = (left * cos[d] - right * sin[d]) * scale;
+        x[half + d] = (right * cos[d] + left * sin[d]) * scale;
+    }
+}
+
+/* Rotates queries (which also take attention's 1 / sqrt(D)) and keys, and stores keys and values in their pages. */
+static void place(const Shape *shape, const Batch *batch, float *queries, float *keys, float *values) {
+    const int32_t size = shape->head_dim, half = size / 2, kv = shape->kv_heads;
+    for (int32_t index = 0; index < batch->sequences; index++) {
+        const Sequence *sequence = batch->sequence + index;
+#pragma omp for schedule(static) nowait
+        for (int32_t task = 0; task < sequence->rows * kv; task++) {
+            const int32_t row = task / kv, head = task % kv, position = sequence->past + row;
+            const size_t t = (size_t)(sequence->first + row);
+            const float *cos = batch->cos + t * half, *sin = batch->sin + t * half;
+            const int32_t shared = shape->heads / kv, slot = position % PAGE;
+            for (int32_t h = head * shared; h < (head + 1) * shared; h++)
+                rotate(queries + (t * shape->heads + h) * size, cos, sin, half, 1.0f / sqrtf((float)size));
+            float *key = keys + (t * kv + head) * size;
+            const float *value = values + (t * kv + head) * size;
+            rotate(key, cos, sin, half, 1.0f);
+            const size_t page = ((size_t)sequence->pages[position / PAGE] * kv + head) * PAGE * size;
+            uint16_t *to_keys = batch->keys + page, *to_values = batch->values + page;
+            for (int32_t d = 0; d < half; d++) {
+                to_keys[(d * PAGE + slot) * 2] = to_bfloat16(key[2 * d]);
+                to_keys[(d * PAGE + slot) * 2 + 1] = to_bfloat16(key[2 * d + 1]);
+            }
+            for (int32_t d = 0; d < size; d++)
+                to_values[(slot / 2 * size + d) * 2 + slot % 2] = to_bfloat16(value[d]);
+        }
+    }
+#pragma omp barrier
+}
+
+INLINE vec load(const float *from) {
+    vec v;
+    memcpy(&v, from, sizeof v);
+    return v;
+}
+
+/* Neighbouring pairs of bfloat16 as two vectors: the first of each pair, and the second. */
+INLINE void load_pairs(const uint16_t *from, vec *low, vec *high) {
+    bits_vec u;
+    memcpy(&u, from, sizeof u);
+    *low = (vec)(u << 16);
+    *high = (vec)(u & 0xffff0000u);
+}
+
+/* to (R, columns of `block` vectors) += from (R, 2 * pairs) by pairs of rows that lie side by side. */
+INLINE void add_product(const int rows, const int block, const float *from, int32_t from_ld, const uint16_t *pairs,
+                        int32_t pairs_ld, int32_t count, float *to, int32_t to_ld) {
+    vec sums[ATTENTION_ROWS][ATTENTION_BLOCK];
+    for (int r = 0; r < rows; r++)
+        for (int j = 0; j < block; j++) sums[r][j] = load(to + r * to_ld + j * WIDTH);
+    for (int32_t i = 0; i < count; i++)
+        for (int j = 0; j < block; j++) {
+            vec low, high;
+            load_pairs(pairs + (size_t)i * pairs_ld + j * WIDTH * 2, &low, &high);
+            for (int r = 0; r < rows; r++) {
+                const float a = from[r * from_ld + 2 * i], b = from[r * from_ld + 2 * i + 1];
+                sums[r][j] = fma_(splat(a), low, sums[r][j]);
+                sums[r][j] = fma_(splat(b), high, sums[r][j]);
+            }
+        }
+    for (int r = 0; r < rows; r++)
+        for (int j = 0; j < block; j++) memcpy(to + r * to_ld + j * WIDTH, &sums[r][j], sizeof(vec));
+}
+
+INLINE void add_products(const int rows, const float *from, int32_t from_ld, const uint16_t *pairs, int32_t pairs_ld,
+                         int32_t count, float *to, int32_t to_ld, int32_t columns) {
+    int32_t done = 0;
+    for (; done + ATTENTION_BLOCK * WIDTH <= columns; done += ATTENTION_BLOCK * WIDTH)
+        add_product(rows, ATTENTION_BLOCK, from, from_ld, pairs + done * 2, pairs_ld, count, to + done, to_ld);
+    for (; done < columns; done += WIDTH)
+        add_product(rows, 1, from, from_ld, pairs + done * 2, pairs_ld, count, to + done, to_ld);
+}
+
+static void add_products_of(int rows, const float *from, int32_t from_ld, const uint16_t *pairs, int32_t pairs_ld,
+                            int32_t count, float *to, int32_t to_ld, int32_t columns) {
+    switch (rows) {
+#if ATTENTION_ROWS > 2
+        case 4: add_products(4, from, from_ld, pairs, pairs_ld, count, to, to_ld, columns); break;
+        case 3: add_products(3, from, from_ld, pairs, pairs_ld, count, to, to_ld, columns); break;
+#endif
+        case 2: add_products(2, from, from_ld, pairs, pairs_ld, count, to, to_ld, columns); break;
+        default: add_products(1, from, from_ld, pairs, pairs_ld, count, to, to_ld, columns);
+    }
+}
+
+/* One page for a tile of rows: softmax so far (Milakov and Gimelshein 2018), and what it means for the sums. */
+static void soften(float scores[PAGE], int32_t valid, int32_t columns, float *top, float *total, float *out,
+                   int32_t size) {
+    if (valid <= 0) {
+        memset(scores, 0, (size_t)columns * sizeof(float));
+        return;
+    }
+    float largest = *top, sums[16] = {0};
+    for (int32_t i = 0; i < valid; i++) largest = scores[i] > largest ? scores[i] : largest;
+    for (int32_t i = 0; i < columns; i++) scores[i] = exponential(i < valid ? scores[i] - largest : -87.0f);
+    for (int32_t i = valid; i < columns; i++) scores[i] = 0;
+    for (int32_t i = 0; i < columns; i += 16)
+        for (int32_t j = 0; j < 16; j++) sums[j] += scores[i + j];
+    if (largest != *top) {
+        const float fade = *total > 0 ? exponential(*top - largest) : 0.0f;
+        *total *= fade, *top = largest;
+        for (int32_t d = 0; d < size; d++) out[d] *= fade;
+    }
+    float sum = 0;
+    for (int32_t j = 0; j < 16; j++) sum += sums[j];
+    *total += sum;
+}
+
+/* Softmax(Q K^T) V for `count` rows of one sequence and key head; a row is a (token, query head) pair. */
+static void attend_tile(const Shape *shape, const Batch *batch, const Sequence *sequence, int32_t head, int32_t first,
+                        int32_t count, const float *queries, float *out) {
+    const int32_t size = shape->head_dim, kv = shape->kv_heads, shared = shape->heads / kv;
+    float q[ATTENTION_ROWS * MAX_HEAD], sums[ATTENTION_ROWS * MAX_HEAD], scores[ATTENTION_ROWS][PAGE];
+    float top[ATTENTION_ROWS], total[ATTENTION_ROWS];
+    size_t places[ATTENTION_ROWS];
+    for (int32_t r = 0; r < count; r++) {
+        const int32_t row = (first + r) / shared, h = head * shared + (first + r) % shared;
+        places[r] = ((size_t)(sequence->first + row) * shape->heads + h) * size;
+        memcpy(q + r * size, queries + places[r], (size_t)size * sizeof(float));
+        memset(sums + r * size, 0, (size_t)size * sizeof(float));
+        top[r] = -INFINITY, total[r] = 0;
+    }
+    const int32_t seen = sequence->past + (first + count - 1) / shared + 1;
+    for (int32_t start = 0; start < seen; start += PAGE) {
+        const size_t page = ((size_t)sequence->pages[start / PAGE] * kv + head) * PAGE * size;
+        const int32_t columns = pad(smaller(seen - start, PAGE), 16);
+        memset(scores, 0, sizeof scores);
+        add_products_of(count, q, size, batch->keys + page, PAGE * 2, size / 2, scores[0], PAGE, columns);
+        for (int32_t r = 0; r < count; r++) {
+            const int32_t valid = smaller(sequence->past + (first + r) / shared + 1 - start, columns);
+            soften(scores[r], valid, columns, top + r, total + r, sums + r * size, size);
+        }
+        add_products_of(count, scores[0], PAGE, batch->values + page, size * 2, columns / 2, sums, size, size);
+    }
+    for (int32_t r = 0; r < count; r++)
+        for (int32_t d = 0; d < size; d++) out[places[r] + d] = sums[r * size + d] / total[r];
+}
+
+/* Attention of every new token. All threads come here. */
+static void attend(const Shape *shape, const Batch *batch, const float *queries, float *out) {
+    const int32_t kv = shape->kv_heads, shared = shape->heads / kv;
+    for (int32_t index = 0; index < batch->sequences; index++) {
+        const Sequence *sequence = batch->sequence + index;
+        const int32_t rows = sequence->rows * shared, tiles = (rows + ATTENTION_ROWS - 1) / ATTENTION_ROWS;
+#pragma omp for schedule(dynamic) nowait
+        for (int32_t task = 0; task < tiles * kv; task++) {
+            const int32_t first = task / kv * ATTENTION_ROWS;
+            attend_tile(shape, batch, sequence, task % kv, first, smaller(ATTENTION_ROWS, rows - first), queries, out);
+        }
+    }
+#pragma omp barrier
+}
+
+/* Everything that a layer needs beside its weights. */
+typedef struct {
+    Rows hidden, mixed, gated;
+    float *queries, *keys, *values, *attended, *product, *scratch;
+    size_t used;
+} LayerSpace;
+
+static LayerSpace share_out(const Shape *shape, int32_t rows, void *base) {
+    Space space = {.base = base};
+    LayerSpace s;
+    const size_t queries = (size_t)rows * shape->heads * shape->head_dim, t = (size_t)rows;
+    s.hidden = take_rows(&space, rows, pad(shape->hidden, 128), 32);
+    s.mixed = take_rows(&space, rows, pad(shape->heads * shape->head_dim, 128), 32);
+    s.gated = take_rows(&space, rows, pad(shape->ffn, 128), 32);
+    s.queries = take(&space, queries * sizeof(float));
+    s.keys = take(&space, t * shape->kv_heads * shape->head_dim * sizeof(float));
+    s.values = take(&space, t * shape->kv_heads * shape->head_dim * sizeof(float));
+    s.attended = take(&space, queries * sizeof(float));
+    s.product = take(&space, t * shape->ffn * sizeof(float));
+    s.scratch = take(&space, t * shape->hidden * sizeof(float));
+    s.used = space.used;
+    return s;
+}
+
+static size_t layer_space(const Shape *shape, int32_t rows) { return share_out(shape, rows, NULL).used; }
+
+/* x (T, hidden) float32, in place: x += attention(norm(x)); x += feed_forward(norm(x)). */
+static void run_layer(const Shape *shape, const Layer *layer, const Batch *batch, float *x, void *space) {
+    LayerSpace s = share_out(shape, batch->rows, space);
+    const int32_t rows = batch->rows, hidden = shape->hidden, mixed = shape->heads * shape->head_dim;
+    set_group(&s.hidden, &layer->q), set_group(&s.mixed, &layer->o), set_group(&s.gated, &layer->down);
+#pragma omp parallel
+    {
+        Rows in = s.hidden, attended = s.mixed, gated = s.gated;
+        quantize(&in, rows, x, hidden, &layer->q, layer->input_norm, shape->eps, s.scratch);
+        multiply(&layer->q, &in, rows, s.queries, layer->q.outputs, 0);
+        multiply(&layer->k, &in, rows, s.keys, layer->k.outputs, 0);
+        multiply(&layer->v, &in, rows, s.values, layer->v.outputs, 0);
+#pragma omp barrier
+        place(shape, batch, s.queries, s.keys, s.values);
+        attend(shape, batch, s.queries, s.attended);
+        quantize(&attended, rows, s.attended, mixed, &layer->o, NULL, 0, NULL);
+        multiply(&layer->o, &attended, rows, x, hidden, 1);
+#pragma omp barrier
+        set_group(&in, &layer->gate);
+        quantize(&in, rows, x, hidden, &layer->gate, layer->post_norm, shape->eps, s.scratch);
+        multiply_gated(&layer->gate, &layer->up, &in, rows, s.product);
+#pragma omp barrier
+        quantize(&gated, rows, s.product, shape->ffn, &layer->down, NULL, 0, NULL);
+        multiply(&layer->down, &gated, rows, x, hidden, 1);
+    }
+}
+
+static size_t linear_space(int32_t rows, int32_t inputs) {
+    Space space = {0};
+    take_rows(&space, rows, inputs, 32);
+    take(&space, (size_t)rows * inputs * sizeof(float));
+    return space.used;
+}
+
+/* y (T, N) = linear(x (T, K)), or of norm(x). */
+static void run_linear(const Linear *linear, int32_t rows, const float *x, const float *norm, float eps, float *y,
+                       void *base) {
+    Space space = {.base = base};
+    const Rows all = take_rows(&space, rows, linear->inputs, 32);
+    float *scratch = take(&space, (size_t)rows * linear->inputs * sizeof(float));
+#pragma omp parallel
+    {
+        Rows in = all;
+        set_group(&in, linear);
+        quantize(&in, rows, x, linear->width, linear, norm, eps, scratch);
+        multiply(linear, &in, rows, y, linear->outputs, 0);
+    }
+}

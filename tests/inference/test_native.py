@@ -1,0 +1,138 @@
+"""Whole layers by the compiled kernels: against the plain decoder, and alone against in company."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from chuan.inference.native import NativeRunner
+from chuan.inference.runner import Piece, TorchRunner
+from chuan.quantization.integer import apply_integer_arithmetic
+from chuan.quantization.kernels.library import load_kernels
+from chuan.quantization.methods import apply_quantization
+from tests.support.tiny import build_tiny_config, build_tiny_decoder
+
+SHAPE = {
+    "hidden_size": 96,
+    "intermediate_size": 192,
+    "head_dim": 16,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+}
+PAGES = 24
+
+
+def build(bits: int, **changes):
+    config = build_tiny_config(**(SHAPE | changes))
+    decoder = build_tiny_decoder(config)
+    apply_quantization(decoder, bits)
+    apply_integer_arithmetic(decoder)
+    assert NativeRunner.takes(decoder)
+    kernels = load_kernels()
+    assert kernels is not None
+    return decoder, NativeRunner(decoder, kernels, PAGES)
+
+
+def draw_ids(count: int, seed: int) -> list[int]:
+    return torch.randint(0, 307, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 6},
+        {"tie_word_embeddings": True, "head_dim": 48, "num_attention_heads": 2, "num_key_value_heads": 2},
+        {
+            "rope_scaling": {"rope_type": "yarn", "factor": 2.0},
+            "head_dim": 256,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+        },
+    ],
+    ids=["grouped", "biases", "tied", "yarn-256"],
+)
+def test_logits_are_those_of_the_decoder(bits, changes):
+    """Keys and values are bfloat16 in the pages, and these random weights amplify it; an error would be of order 1."""
+    decoder, runner = build(bits, **changes)
+    ids = draw_ids(100, 1)
+    expected = TorchRunner(decoder, PAGES).run([Piece(ids, 0, [5, 2], 100)])
+    got = runner.run([Piece(ids, 0, [3, 7], 100)])
+    assert (got - expected).norm() / expected.norm() < 0.08
+    assert (got.argmax(-1) == expected.argmax(-1)).float().mean() > 0.85
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_eight_sequences_together_get_what_they_get_alone(bits):
+    _, runner = build(bits)
+    prompts = [draw_ids(length, length) for length in (1, 3, 9, 20, 40, 64, 65, 90)]
+    alone = [runner.run([Piece(ids, 0, [0, 1], len(ids))]) for ids in prompts]
+    tables = [[2 * index + 2, 2 * index + 3] for index in range(8)]
+    together = runner.run([Piece(ids, 0, table, len(ids)) for ids, table in zip(prompts, tables, strict=True)])
+    assert torch.equal(together, torch.cat(alone))
+    # One token more each: eight rows, next to one row.
+    more = [draw_ids(1, 100 + index) for index in range(8)]
+    rows = [Piece(i, len(p), t, 1) for i, p, t in zip(more, prompts, tables, strict=True)]
+    assert torch.equal(runner.run(rows), torch.cat([runner.run([row]) for row in rows]))
+
+
+def test_pieces_of_any_size_give_the_same_bits():
+    """What a draft of five verifies is what five single steps compute."""
+    _, runner = build(8)
+    ids = draw_ids(120, 3)
+    whole = runner.run([Piece(ids, 0, [0, 1], 120)])
+    for sizes in ([1] * 120, [5] * 24, [64, 56], [7, 1, 100, 12]):
+        parts, past = [], 0
+        for size in sizes:
+            parts.append(runner.run([Piece(ids[past : past + size], past, [4, 9], size)]))
+            past += size
+        assert torch.equal(torch.cat(parts), whole)
+
+
+def test_copied_pages_and_rows_without_logits():
+    _, runner = build(8)
+    ids = draw_ids(70, 4)
+    expected = runner.run([Piece(ids, 0, [0, 1], 1)])
+    assert runner.run([Piece(ids[:69], 0, [2, 3], 0)]).shape == (0, 307)
+    runner.copy_page(2, 8)
+    runner.copy_page(3, 6)
+    assert torch.equal(runner.run([Piece(ids[69:], 69, [8, 6], 1)]), expected)
+
+
+def test_what_the_kernels_cannot_run_is_left_to_torch():
+    decoder = build_tiny_decoder(build_tiny_config())  # heads of 12
+    apply_quantization(decoder, 8)
+    apply_integer_arithmetic(decoder)
+    assert not NativeRunner.takes(decoder)
+    assert not NativeRunner.takes(build_tiny_decoder(build_tiny_config(head_dim=16)))  # floats
+
+
+FORCED = """
+import sys, torch, warnings
+warnings.simplefilter("error" if sys.argv[1] != "torch" else "ignore")
+from tests.inference.test_native import *
+config = build_tiny_config(**SHAPE)
+for bits in (8, 4):
+    decoder = build_tiny_decoder(config)
+    apply_quantization(decoder, bits)
+    apply_integer_arithmetic(decoder)
+    kernels = load_kernels()
+    runner = TorchRunner(decoder, PAGES) if kernels is None else NativeRunner(decoder, kernels, PAGES)
+    print(runner.run([Piece(draw_ids(70, 1), 0, [0, 1], 70)]).argmax(-1).tolist())
+"""
+
+
+def test_every_kernel_answers_alike():
+    def ask(name: str) -> list[list[int]]:
+        environment = {**os.environ, "CHUAN_KERNELS": name}
+        done = subprocess.run([sys.executable, "-c", FORCED, name], capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        return [eval(line) for line in done.stdout.splitlines()]
+
+    expected = ask("")
+    for name in ("portable", "torch"):
+        for got, reference in zip(ask(name), expected, strict=True):
+            assert sum(a == b for a, b in zip(got, reference, strict=True)) >= 0.9 * len(reference)
