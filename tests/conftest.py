@@ -5,6 +5,13 @@ import pytest
 from chuan.checkpoints.catalogue import resolve_model
 
 
+@pytest.fixture(autouse=True)
+def ledgers_elsewhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What tests write and check is not noted among the user's own models."""
+    base = tmp_path_factory.getbasetemp() / "ledgers"
+    monkeypatch.setattr("chuan.checkpoints.ledger.user_cache_path", lambda name: base / name)
+
+
 @pytest.fixture(scope="session")
 def smollm2_path() -> Path:
     """The real small model: from the user's cache, fetched once a machine."""

@@ -16,9 +16,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from chuan.checkpoints.adapter import convert_adapter, is_adapter
+from chuan.checkpoints.adapter import convert_adapter, describe_adapter, is_adapter
 from tests.support.folders import HEADS, LAYERS, WIDTH, build_llama
-from tests.support.loading import attempt, refusal
+from tests.support.loading import attempt, load_logits, refusal
 
 QKV = ["q_proj", "k_proj", "v_proj"]
 LAYER_0 = "base_model.model.model.layers.0."
@@ -298,12 +298,16 @@ def test_the_other_settings_and_files_come_along(packed: Path, tmp_path: Path):
     edit_config(packed, **kept)
     (packed / "LICENSE").write_text("do as you like")
     (packed / "LICENSE.zh.md").write_text("随意")
+    (packed / "README.md").write_text("our own model")
     (packed / "training_args.bin").write_bytes(b"x")
     target = convert_adapter(packed, tmp_path / "target", "llama")
     names = ["LICENSE", "LICENSE.zh.md", "README.md", "adapter_config.json", "adapter_model.safetensors"]
     assert sorted(path.name for path in target.iterdir()) == names
     assert (target / "LICENSE.zh.md").read_text() == "随意"
-    assert (target / "README.md").read_bytes() == (packed / "README.md").read_bytes()
+    card = (target / "README.md").read_text()
+    assert card.startswith("---\nlicense: other\n")
+    assert "base_model: someone/baichuan\n" in card
+    assert "| written as | an adapter of q_proj, k_proj and v_proj |" in card
     changed = {"target_modules"}
     source, written = read_config(packed), read_config(target)
     assert {key for key in source.keys() | written.keys() if source.get(key) != written.get(key)} == changed
@@ -348,6 +352,35 @@ def test_an_adapter_is_known_by_its_configuration(packed: Path, tmp_path: Path):
     assert not is_adapter(tmp_path)
     assert not is_adapter(tmp_path / "nothing")
     assert not is_adapter(packed / "adapter_config.json")
+    assert "is a LoRA adapter and no model; merge it into its model" in refusal(load_logits, packed)
+    (packed / "config.json").write_text("{}")
+    assert not is_adapter(packed)  # a model's folder, which PEFT was let into
+
+
+def test_peft_s_own_name_of_an_adapter_is_read(packed: Path, tmp_path: Path):
+    """In a state dict that was saved without PEFT."""
+    tensors = load_file(packed / "adapter_model.safetensors")
+    named = {key.replace(".weight", ".default.weight"): tensor for key, tensor in tensors.items()}
+    save_file(named, packed / "adapter_model.safetensors")
+    target = convert_adapter(packed, tmp_path / "target", "llama")
+    save_file(tensors, packed / "adapter_model.safetensors")
+    assert_same_change(packed, target, "llama")
+    save_file(tensors | {key: tensor.clone() for key, tensor in named.items()}, packed / "adapter_model.safetensors")
+    assert "under two names" in refusal(convert_adapter, packed, tmp_path / "other", "llama")
+
+
+def test_what_an_adapter_is_for_people(packed: Path):
+    edit_config(packed, base_model_name_or_path="baichuan-inc/Baichuan2-7B-Base")
+    described = {"base model": "baichuan-inc/Baichuan2-7B-Base", "rank": "4", "layers": "W_pack, o_proj"}
+    assert describe_adapter(packed) == described
+    edit_config(packed, base_model_name_or_path=[], target_modules=None, r={})
+    assert describe_adapter(packed) == {"base model": "not stated", "rank": "{}", "layers": "not stated"}
+
+
+def test_odd_texts_of_a_configuration_come_along(packed: Path, tmp_path: Path):
+    edit_config(packed, base_model_name_or_path="\ud800")
+    target = convert_adapter(packed, tmp_path / "target", "llama")
+    assert read_config(target)["base_model_name_or_path"] == "\ud800"
 
 
 REFUSED_SETTINGS = [
@@ -511,7 +544,7 @@ def test_an_adapter_that_is_there_already_is_refused(packed: Path, split: Path, 
 
 def test_missing_and_broken_files_are_refused(packed: Path, tmp_path: Path):
     assert "adapter_config.json is missing" in refuse(tmp_path / "nothing", tmp_path, "llama")
-    assert "cannot be read" in refuse(packed / "README.md", tmp_path, "llama")
+    assert "cannot be read" in refuse(packed / "adapter_config.json", tmp_path, "llama")
     weights = packed / "adapter_model.safetensors"
     content = weights.read_bytes()
     for length in (0, 7, 100, len(content) - 1):

@@ -151,7 +151,7 @@ def load(path: Path) -> Any:
             "is int8 without its scales (SCB), as save_pretrained wrote it after model.quantize(8)",
         ),
         ({f"{DOWN}.weight_format": "col_turing"}, "(weight_format col_turing)"),
-        ({f"{DOWN}.weight_format": "col_ampere"}, "use them with bits=8"),
+        ({f"{DOWN}.weight_format": "col_ampere"}, "use them with --bits 8 (bits=8)"),
         ({f"{DOWN}.weight_format": torch.tensor(2, dtype=torch.uint8)}, "(weight_format col_turing)"),
         ({f"{DOWN}.weight_format": torch.tensor([7, 7])}, "(weight_format [7, 7])"),
         ({f"{DOWN}.weight": torch.ones(64, 96)}, "no int8 weights that belong to them"),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from chuan.checkpoints.hub import Ledger, choose_weights, is_wanted, list_whole_weights, require_space
+from chuan.checkpoints.hub import DESCRIPTIONS, choose_weights, is_wanted, list_whole_weights, require_space
 from chuan.errors import ChuanError
 from tests.support.hub_server import HubServer
 
@@ -286,12 +286,18 @@ def test_what_is_never_wanted(name):
     assert not is_wanted(name, ["*"])
 
 
+@pytest.mark.parametrize("name", ["LICENSE", "license.txt", "licence.md", "COPYING", "USE_POLICY.md", "NOTICE"])
+def test_licences_are_wanted(name):
+    assert is_wanted(name, DESCRIPTIONS)
+
+
 @pytest.mark.parametrize(
     ("names", "chosen"),
     [
         (["model.safetensors", "pytorch_model.bin"], ["model.safetensors"]),
         (["pytorch_model.bin", "model.safetensors.index.json"], ["pytorch_model.bin"]),
         (["model-1.safetensors", "model.safetensors.index.json"], ["model.safetensors.index.json"]),
+        (["model-1.safetensors", "model.safetensors", "model.safetensors.index.json"], ["model.safetensors"]),
     ],
 )
 def test_which_weights_are_chosen(names, chosen):
@@ -308,18 +314,3 @@ def test_a_broken_index_is_one_line(tmp_path, index):
 def test_shards_without_an_index_are_not_whole(tmp_path):
     (tmp_path / "pytorch_model-00001-of-00002.bin").touch()
     assert list_whole_weights(tmp_path) == []
-
-
-def test_a_ledger_that_is_damaged_or_cannot_be_written_is_none(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    file = tmp_path / "file"
-    file.write_text("x")
-    Ledger(tmp_path).note(file, "a")
-    assert Ledger(tmp_path).knows(file, "a")
-    assert not Ledger(tmp_path).knows(file, "b")
-    (ledger,) = (tmp_path / "chuan" / "verified").iterdir()
-    for damage in ("{", "[]", '{"file": 1}'):
-        ledger.write_text(damage)
-        assert not Ledger(tmp_path).knows(file, "a")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(file))
-    Ledger(tmp_path).note(file, "a")

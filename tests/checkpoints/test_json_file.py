@@ -1,8 +1,10 @@
+import json
+import os
 from pathlib import Path
 
 import pytest
 
-from chuan.checkpoints.json_file import read_json, read_json_if_there
+from chuan.checkpoints.json_file import read_json, read_json_if_there, render_json, save_json
 from tests.support.loading import refusal
 
 
@@ -36,5 +38,18 @@ def test_what_is_no_table_is_one_line(tmp_path: Path, content: str, kind: str):
     assert f"{path} must hold a JSON object, not {kind}" in refusal(read_json, path)
 
 
+def test_a_pipe_in_the_place_of_a_file_is_one_line(tmp_path: Path):
+    os.mkfifo(tmp_path / "a.json")
+    assert "is no file" in refusal(read_json, tmp_path / "a.json")
+
+
+def test_half_a_surrogate_pair_is_written_and_comes_back(tmp_path: Path):
+    path = tmp_path / "a.json"
+    for text in ("\ud800", "百\udfff\\", "\\ud800"):
+        save_json(path, {"text": text})
+        assert read_json(path) == {"text": text}
+        assert json.loads(render_json({"text": text})) == {"text": text}
+
+
 def test_a_folder_in_the_place_of_a_file_is_one_line(tmp_path: Path):
-    assert "cannot be read" in refusal(read_json, tmp_path)
+    assert "is no file" in refusal(read_json, tmp_path)

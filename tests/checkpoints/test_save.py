@@ -219,7 +219,9 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.startswith(f"{out / 'model'} was not written: ")
-    assert done.stdout.endswith("; nothing is left of it, free some space and try again\n")
+    assert done.stdout.endswith(
+        ": File too large; nothing is left of it, put that right or choose another place and try again\n"
+    )
     assert len(done.stdout.splitlines()) == 1
     assert list(out.iterdir()) == []
 

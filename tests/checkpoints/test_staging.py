@@ -1,5 +1,6 @@
 """Writes that are whole or not there: taken places, other writers, what a killed one left, wrong modes."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -73,14 +74,48 @@ def test_another_writer_is_waited_for_and_a_killed_one_cleared_away(tmp_path: Pa
     assert os.listdir(tmp_path) == ["t"]
 
 
+def test_a_link_in_the_place_of_the_temporary_folder_is_not_followed(tmp_path: Path):
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "precious").write_text("1")
+    for leads_to in (victim, tmp_path / "nowhere", victim / "precious"):
+        link = tmp_path / ".t.partial"
+        link.symlink_to(leads_to)
+        assert f"{link} is a link or a file, where a folder is needed; remove it" == refusal(write, tmp_path / "t")
+        link.unlink()
+    assert (victim / "precious").read_text() == "1"
+    assert sorted(os.listdir(tmp_path)) == ["victim"]
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 250, "a\udcff", "file/x", "dangling/x", "loop/x", "loop"])
+def test_names_that_cannot_be_written_are_one_line(tmp_path: Path, name: str):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to("loop")
+    before = sorted(os.listdir(tmp_path))
+    message = refusal(lambda: (check_free(tmp_path / name), write(tmp_path / name)))
+    assert any(words in message for words in ("cannot be written: ", "is there already, a link", "is not UTF-8"))
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_only_a_full_disk_asks_for_space(tmp_path: Path):
+    def fail(number: int) -> None:
+        with staged_folder(tmp_path / "t"):
+            raise OSError(number, os.strerror(number))
+
+    assert "free some space" in refusal(fail, errno.EDQUOT)
+    assert "free some space" not in refusal(fail, errno.EIO)
+
+
 def test_free_places(tmp_path: Path):
     check_free(tmp_path / "new")
     (tmp_path / "empty").mkdir()
     check_free(tmp_path / "empty")
     (tmp_path / "file").write_text("x")
     (tmp_path / "dangling").symlink_to("nowhere")
-    for name in ("file", "dangling", "."):
+    for name, reason in (("file", "no folder"), ("dangling", "leads nowhere"), (".", "not empty")):
         assert "is there already" in refusal(check_free, tmp_path / name)
+        assert reason in refusal(check_free, tmp_path / name)
 
 
 @pytest.mark.parametrize("name", [".model.partial", ".model.partial/m.gguf"])

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import struct
 from pathlib import Path
 
@@ -11,12 +12,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from transformers import LlamaForCausalLM
 
 from chuan.checkpoints.checkpoint import load_decoder
 from chuan.checkpoints.folder import open_folder
 from chuan.checkpoints.weights import open_tensor_files
+from chuan.inference.convert import convert
 from tests.support.folders import write_baichuan_folder, write_llama_folder
-from tests.support.loading import CPU, attempt, load_logits, refusal
+from tests.support.loading import CPU, attempt, difference_of_logits, load_logits, refusal
 
 NORM = "model.norm.weight"
 
@@ -50,6 +53,44 @@ def test_a_folder_without_weights_is_refused(tmp_path: Path):
 def test_safetensors_come_before_bin(llama: Path):
     (llama / "pytorch_model.bin").write_bytes(b"broken")
     load_logits(llama)
+
+
+def test_one_file_comes_before_an_index_as_in_transformers(sharded: Path):
+    expected = load_logits(sharded)
+    write_llama_folder(sharded / "other", seed=5)
+    (sharded / "other" / "model.safetensors").rename(sharded / "model.safetensors")
+    twin = LlamaForCausalLM.from_pretrained(sharded, dtype=torch.float32).eval()
+    assert difference_of_logits(open_folder(sharded), twin) <= 1e-5
+    assert not torch.allclose(load_logits(sharded), expected)
+
+
+def test_what_may_not_be_read_says_so(llama: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pathlib.Path.open", refuse)  # the tests may run as root, who may read all
+    assert "cannot be read: you have no permission" in refusal(open_tensor_files, llama)
+    (llama / "model.safetensors").rename(llama / "pytorch_model.bin")
+    assert "cannot be read: you have no permission" in refusal(open_tensor_files, llama)
+
+
+def test_shards_of_two_models_are_refused(tmp_path: Path):
+    for name, options in [("a", {}), ("half", {"dtype": torch.bfloat16}), ("b1", {}), ("b2", {})]:
+        if name.startswith("b"):
+            write_baichuan_folder(tmp_path / name, int(name[1]), "sharded-safetensors")  # type: ignore[arg-type]
+        else:
+            write_llama_folder(tmp_path / name, "sharded-safetensors", **options)
+    shard = sorted(path.name for path in (tmp_path / "a").glob("*.safetensors"))[-1]
+    shutil.copy(tmp_path / "half" / shard, tmp_path / "a")
+    assert "shards of two models; fetch one whole set" in refusal(load_logits, tmp_path / "a")
+    first, last = (sorted((tmp_path / "b1").glob("*.safetensors"))[index].name for index in (0, -1))
+    shutil.copy(tmp_path / "b2" / last, tmp_path / "b1")
+    assert "lacks " in refusal(load_logits, tmp_path / "b1")
+    index = tmp_path / "b1" / "model.safetensors.index.json"
+    names = {file: list(load_file(tmp_path / "b1" / file)) for file in (first, last)}
+    shutil.copy(tmp_path / "b1" / first, tmp_path / "b1" / last)
+    index.write_text(json.dumps({"weight_map": {name: last for name in names[first]} | {names[first][0]: first}}))
+    assert "shards of two models or versions" in refusal(load_logits, tmp_path / "b1")
 
 
 def test_truncated_safetensors_are_refused(llama: Path):
@@ -190,6 +231,36 @@ def test_a_pickle_that_carries_code_does_not_run_it(tmp_path: Path):
     torch.save({"evil": MarksOnLoad(mark)}, path)
     torch.load(path, weights_only=False)  # the trap does work
     assert mark.exists()
+
+
+def test_parameters_in_bin_files_are_tensors(tmp_path: Path):
+    write_llama_folder(tmp_path / "a", "bin")
+    path = tmp_path / "a" / "pytorch_model.bin"
+    expected = load_logits(tmp_path / "a", 8)
+    state = torch.load(path, weights_only=True)
+    torch.save({name: torch.nn.Parameter(tensor) for name, tensor in state.items()}, path)
+    assert torch.equal(load_logits(tmp_path / "a", 8), expected)
+    assert not open_tensor_files(tmp_path / "a").read(NORM).requires_grad
+    convert(tmp_path / "a", tmp_path / "m.gguf", gguf_type="q8_0")
+
+
+@pytest.mark.parametrize(
+    ("part", "tensor"),
+    [
+        ("shape", torch.tensor(5)),
+        ("shape", torch.tensor([96.0, 64.0])),
+        ("shape", torch.tensor([2**40, 2**40])),
+        ("shape", torch.zeros(1 << 20, dtype=torch.int64)),
+        ("packed", torch.tensor(5, dtype=torch.int32)),
+        ("packed", torch.zeros(96 * 8, dtype=torch.int32)),
+    ],
+)
+def test_groups_that_contradict_their_shape_are_one_line(tmp_path: Path, part: str, tensor: torch.Tensor):
+    write_llama_folder(tmp_path / "a", dtype=torch.bfloat16)
+    convert(tmp_path / "a", tmp_path / "few", bits=4)
+    path = tmp_path / "few" / "model.safetensors"
+    save_file(load_file(path) | {f"model.layers.0.mlp.up_proj.weight_{part}": tensor}, path)
+    assert "does not fit its weight_shape and weight_scale" in refusal(load_logits, tmp_path / "few")
 
 
 def test_bin_files_from_before_torch_1_6_are_read(tmp_path: Path):

@@ -6,7 +6,12 @@ import sys
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
+from chuan.checkpoints.checkpoint import load_decoder
+from chuan.checkpoints.folder import open_folder
+from chuan.checkpoints.save import Extras, save_folder
+from chuan.checkpoints.source import DecoderSource
 from chuan.inference.native import NativeRunner
 from chuan.inference.runner import Piece, TorchRunner
 from chuan.quantization.integer import apply_integer_arithmetic
@@ -136,3 +141,23 @@ def test_every_kernel_answers_alike():
     for name in ("portable", "torch"):
         for got, reference in zip(ask(name), expected, strict=True):
             assert sum(a == b for a, b in zip(got, reference, strict=True)) >= 0.9 * len(reference)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_saved_model_answers_the_same_and_transformers_opens_it(tmp_path, bits):
+    """The head is written in 16 bits and rounds to the same integers again."""
+    config = build_tiny_config(**(SHAPE | {"hidden_size": 96}))
+    decoder = build_tiny_decoder(config)
+    decoder.bfloat16()
+    apply_quantization(decoder, bits)
+    apply_integer_arithmetic(decoder)
+    save_folder(tmp_path / "saved", DecoderSource(decoder), None, Extras())
+    again = load_decoder(open_folder(tmp_path / "saved"), torch.bfloat16, torch.device("cpu"), integer=True)
+    kernels, ids = load_kernels(), draw_ids(40, 9)
+    assert kernels is not None
+    first, second = (NativeRunner(model, kernels, PAGES).run([Piece(ids, 0, [0], 40)]) for model in (decoder, again))
+    assert (first - second).norm() / first.norm() < 5e-3  # the scales of the head are rounded once more
+    theirs = LlamaForCausalLM.from_pretrained(tmp_path / "saved", dtype=torch.float32)
+    # One scale a token there, one a group here.
+    logits = theirs(torch.tensor([ids])).logits[0]
+    assert (logits - first).norm() / first.norm() < 0.15

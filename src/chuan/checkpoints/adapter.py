@@ -72,7 +72,7 @@ def describe_adapter(folder: Path) -> dict[str, str]:
     return {
         "base model": base if isinstance(base, str) and base else "not stated",
         "rank": f"{config.get('r', 8)!r:.20}",
-        "layers": ", ".join(name for name in names if isinstance(name, str))[:200] or "not stated",
+        "layers": ", ".join(sorted(name for name in names if isinstance(name, str)))[:200] or "not stated",
     }
 
 

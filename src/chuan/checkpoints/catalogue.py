@@ -116,6 +116,11 @@ def resolve_model(name: str | os.PathLike[str], weights: bool = True) -> Path:
         if source.hub == "modelscope":
             return _import_modelscope().fetch_from_modelscope(source.repo_id, source.revision, weights)
         return hub.fetch_from_hub(source.repo_id, source.revision, weights)
+    try:
+        os.stat(path)
+    except (OSError, ValueError) as error:
+        if isinstance(error, PermissionError):
+            raise ChuanError(f"{text!r:.200} cannot be opened: {error.strerror}; ask whoever owns it") from None
     if text.startswith((".", "/", "~")) or text.endswith(".gguf") or os.sep in text.rstrip("/").replace("/", "", 1):
         raise ChuanError(f"there is no folder or file {text!r:.200}; check the path")
     near = difflib.get_close_matches(text.lower(), CATALOGUE, n=3)
@@ -160,11 +165,11 @@ def is_here(name: str) -> bool:
 
 
 def expand(path: str | os.PathLike[str]) -> Path:
-    """The path, with a home folder for ~; where that is nobody's, as it was."""
+    """The path, with a home folder for ~ or ~user."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
-        return Path(path)
+        raise ChuanError(f"there is no home folder for {os.fspath(path)!r:.200}; write the path out") from None
 
 
 def _choose(name: str, entry: HubSource) -> Source:

@@ -17,7 +17,7 @@ def read_json(path: Path) -> dict[str, Any]:
         if os.path.exists(path) and not os.path.isfile(path):  # a named pipe would be waited for
             raise ChuanError(f"{path} is no file; fetch it again, or check the path")
         values = json.loads(path.read_bytes().decode("utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         raise ChuanError(f"{path} is missing; fetch it again, or check the path") from None
     except OSError as error:
         raise ChuanError(f"{path} cannot be read: {error.strerror}") from None

@@ -67,7 +67,7 @@ class DecoderSource:
         module_name, _, attribute = name.rpartition(".")
         module = self._decoder.get_submodule(module_name)
         if isinstance(module, IntegerLinear) and attribute == "weight":
-            return module.unpack()
+            return self._widen(module) if name == "lm_head.weight" else module.unpack()
         if isinstance(module, QuantizedLinear) and attribute == "weight":
             return module.take_rows(slice(None)).cpu()  # without its bias, which has a name of its own
         tensor: Tensor = getattr(module, attribute)
@@ -75,6 +75,14 @@ class DecoderSource:
 
     def fit(self, name: str, stored: Stored) -> Stored:
         return stored
+
+    def _widen(self, head: IntegerLinear) -> Tensor:
+        """Files have the head in 16 bits, as every engine expects; read again, it rounds to the same integers."""
+        widened = torch.empty(head.out_features, head.in_features, dtype=self.dtype)
+        for start in range(0, head.out_features, 4096):
+            rows = slice(start, start + 4096)
+            widened[rows] = head.dequantize(rows).to(self.dtype)
+        return widened
 
 
 class Check:

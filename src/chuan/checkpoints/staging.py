@@ -115,9 +115,10 @@ def _staged(target: Path) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         descriptor = _lock(temporary, target)
     except OSError as error:
-        raise ChuanError(
-            f"{target} cannot be written: {error.strerror or first_line(error)}; choose another place"
-        ) from None
+        reason = error.strerror or first_line(error)
+        if isinstance(error, FileExistsError):
+            reason = "a file or a dangling link stands where a folder is needed"
+        raise ChuanError(f"{target} cannot be written: {reason}; choose another place") from None
     try:
         yield temporary
         flush(target.parent)

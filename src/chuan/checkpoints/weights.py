@@ -136,7 +136,8 @@ class SafetensorsWeights:
         for path, expected in files.items():
             check_name(path)
             try:
-                self._changed[path] = path.stat().st_mtime_ns
+                with path.open("rb"):  # the library takes what may not be read for missing
+                    self._changed[path] = path.stat().st_mtime_ns
                 handle = safe_open(path, framework="pt", device="cpu")
                 for name in handle.keys():  # noqa: SIM118 (not a dict)
                     _check_new(name, path, self._home)

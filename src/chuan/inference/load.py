@@ -6,6 +6,7 @@ In: a catalogue name, hub id, folder or GGUF file. Out: the model, ready to answ
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -79,6 +80,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if not path.is_dir():
         return open_gguf(path)
     files = sorted(path.glob("*.gguf")) if not (path / "config.json").is_file() else []
+    if len(files) > 1 and re.search(r"-[0-9]{5}-of-[0-9]{5}\.gguf$", files[0].name):
+        raise ChuanError(f"{path} holds a model in parts; join them with llama.cpp's llama-gguf-split --merge")
     if len(files) > 1:
         raise ChuanError(f"{path} holds {len(files)} GGUF files; give the path of one, such as {files[0]}")
     return open_gguf(files[0]) if files else open_folder(path)

@@ -11,7 +11,7 @@
 #define OUTLIER 10.0f
 #define SECOND (1.0f / 254.0f)
 #define INPUTS 512    /* of a block: with 32 outputs they take a third of a first-level cache */
-#define ROW_BLOCK 258 /* rows whose sums are kept at a time */
+#define ROW_BLOCK 256 /* rows whose sums are kept at a time */
 
 /* Quantized rows: x ~ scale * (first + second / 254), second being zero but in groups with an outlier. */
 typedef struct {
