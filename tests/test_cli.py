@@ -8,6 +8,7 @@ import pytest
 import typer
 
 from chuan.cli import app, main
+from tests.support.folders import write_llama_folder
 
 CHUAN = str(Path(sys.executable).with_name("chuan"))
 ROOT = Path(__file__).parents[1]
@@ -97,6 +98,62 @@ def test_bad_input_is_one_line(arguments, words, tmp_path, monkeypatch, capfd):
     assert err.startswith("chuan: ")
     assert err.count("\n") == 1
     assert words in err
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("~nosuchuser/x", "there is no home folder for '~nosuchuser/x'"),
+        ("x" * 300, "File name too long"),
+        ("loop/x", "stands where a folder is needed"),
+        ("loop", "a link that leads nowhere"),
+        ("file", "no folder"),
+        ("a\udcff", "is not UTF-8"),
+        ("[/x]\x1b[31m/model/y", "lies inside of the source"),
+        ("", "is there already and not empty"),
+    ],
+)
+def test_convert_refuses_odd_targets_in_one_line(target: str, words: str, tmp_path: Path, monkeypatch, capfd):
+    source = tmp_path / "[/x]\x1b[31m" / "model"
+    write_llama_folder(source)
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").write_text("x")
+    capfd.readouterr()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["chuan", "convert", str(source), target])
+    with pytest.raises(SystemExit) as info:
+        main()
+    out, err = capfd.readouterr()
+    assert (info.value.code, out, err.count("\n")) == (1, "", 1)
+    assert words in err
+    assert err[:-1].isprintable()
+
+
+@pytest.mark.parametrize("source", ["~nosuchuser/x", "x" * 300, "loop", "loop/x", "x" * 5000, "a\0b"])
+def test_odd_sources_are_one_line(source: str, tmp_path: Path, monkeypatch, capfd):
+    (tmp_path / "loop").symlink_to("loop")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for arguments in (["convert", source, "out"], ["info", source]):
+        monkeypatch.setattr(sys, "argv", ["chuan", *arguments])
+        with pytest.raises(SystemExit) as info:
+            main()
+        out, err = capfd.readouterr()
+        assert (info.value.code, out, err.count("\n")) == (1, "", 1)
+
+
+def test_convert_takes_odd_names_and_the_folder_it_is_in(tmp_path: Path, monkeypatch, capfd):
+    source = tmp_path / "m[bold] 百川"
+    write_llama_folder(source)
+    monkeypatch.chdir(source)
+    for target in ("o[/y]", "-", "百 川", "q.gguf"):
+        monkeypatch.setattr(sys, "argv", ["chuan", "convert", ".", f"../out/{target}"])
+        with pytest.raises(SystemExit) as info:
+            main()
+        assert info.value.code == 0, capfd.readouterr().err
+        assert f"../out/{target} " in capfd.readouterr().out
+    card = (tmp_path / "out" / "-" / "README.md").read_text()
+    assert "\n# m[bold] 百川, converted by Chuan\n" in card
 
 
 def test_help_page_has_every_command_and_option():

@@ -94,6 +94,13 @@ def test_too_long_says_by_how_much():
         "{{ 1 / 0 }}",
         "{% for %}",
         "{{ messages[7]['role'] }}",
+        "{{ '{1}'.format('a') }}",
+        "{{ (1, 2)[5:].pop() }}",
+        "{{ 'a'.encode('nocodec') }}",
+        "{{ 'a' * 99999999999999 }}",
+        "{{ '%99999999999999d' % 1 }}",
+        "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
+        "{{ lipsum(n=100000) }}",
         "{{ self._TemplateReference__context.environment.from_string.__globals__ }}",
     ],
 )

@@ -1,5 +1,6 @@
 """The few-bit folders of 2023 and of today: weights bit for bit what they mean, bad ones refused in one line."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,7 @@ def change_list(position: int, value: Any) -> Callable[[list[Any]], Any]:
         (change_list(3, 0), "is not the list of seven parts"),
         (change_list(3, 128), "has 96 absmax, its quant_state says 48"),
         (change_list(4, [0.5]), "is not the list of seven parts"),
+        (change_list(4, [10**400, [torch.ones(1), torch.ones(256), 256]]), "is not the list of seven parts"),
         (change_list(4, None), "is not packed as its quant_state says"),
         (change_list(5, "int4"), "is not the list of seven parts"),
         (change_list(6, torch.zeros(15)), "has 15 quant_map, its quant_state says 16"),
@@ -224,6 +226,16 @@ def test_missing_keys_are_one_line(tmp_path: Path, missing: str):
     message = refusal(load, tmp_path)
     assert DOWN in message
     assert "fetch" in message
+
+
+def test_an_offset_that_no_float_holds_is_one_line(tmp_path: Path):
+    write_codes_folder(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    key = f"{DOWN}.weight.quant_state.bitsandbytes__nf4"
+    values = json.loads(bytes(tensors[key].tolist())) | {"nested_offset": 10**400}
+    tensors[key] = torch.tensor(list(json.dumps(values).encode()), dtype=torch.uint8)
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert "its quant_state cannot be read" in refusal(load, tmp_path)
 
 
 def test_a_pickle_with_code_in_its_list_is_not_opened(tmp_path: Path):

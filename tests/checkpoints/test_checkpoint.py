@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from chuan.checkpoints.checkpoint import load_decoder
 from chuan.checkpoints.folder import open_folder
 from chuan.checkpoints.layouts import list_weights
+from chuan.inference.convert import convert
 from chuan.quantization.int8 import Int8Linear, dequantize_rows, quantize_rows
 from chuan.quantization.methods import apply_quantization
 from tests.support.folders import write_baichuan_folder, write_llama_folder
@@ -122,6 +123,21 @@ def test_dtype_is_the_one_asked_for(llama: Path):
     assert {parameter.dtype for parameter in decoder.parameters()} == {torch.bfloat16}
     assert not decoder.training
     assert not any(parameter.requires_grad for parameter in decoder.parameters())
+
+
+@pytest.mark.parametrize("odd", ["model.embed_tokens.weight", "lm_head.weight", NORM])
+def test_the_type_is_that_of_the_linears(llama: Path, odd: str):
+    for dtype in (torch.float16, torch.float32):
+        state = {name: tensor.to(dtype) for name, tensor in load_file(llama / "model.safetensors").items()}
+        edit_weights(llama, **state | {odd: state[odd].to(torch.bfloat16)})
+        assert open_folder(llama).open_weights().dtype == dtype
+
+
+def test_values_that_the_type_cannot_hold_name_the_weight(llama: Path, tmp_path: Path):
+    state = {name: tensor.half() for name, tensor in load_file(llama / "model.safetensors").items()}
+    edit_weights(llama, **state | {GATE: torch.full_like(state[GATE], 1e6, dtype=torch.float32)})
+    message = refusal(convert, llama, tmp_path.parent / "out")
+    assert message.startswith(f"{GATE} in {llama}/model.safetensors has values too large for float16")
 
 
 def test_progress_counts_every_tensor(llama: Path):

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from chuan.checkpoints.gguf import open_gguf
-from chuan.inference.load import load
+from chuan.inference.load import load, open_checkpoint
 from tests.support.folders import CHATML, CONTROL, train_byte_level, write_tiny_gguf
 from tests.support.loading import attempt, difference_of_logits, load_logits, refusal
 
@@ -60,10 +60,10 @@ def test_tied_embeddings(tmp_path: Path):
 
 def test_the_header_describes_the_model(path: Path):
     checkpoint = open_gguf(path)
-    assert (checkpoint.kind, checkpoint.bits, checkpoint.role_ids) == ("GGUF", 16, None)
+    assert (checkpoint.kind, checkpoint.bits, checkpoint.role_ids) == ("GGUF, Q4_0", 16, None)
     assert checkpoint.chat_template == CHATML
     assert checkpoint.special == {"bos_token": CONTROL[1], "eos_token": CONTROL[2]}
-    assert checkpoint.generation_config == {"eos_token_id": 2}
+    assert checkpoint.generation_config == {"bos_token_id": 1, "eos_token_id": 2}
     assert checkpoint.config.max_position_embeddings == 256
     tokenizer, backend = checkpoint.load_tokenizer(), train_byte_level()
     for text in ("the river runs", "温故而知新 😀\n\t 12", "<|im_end|>x"):
@@ -85,7 +85,7 @@ def gguf_config(scaling: dict):
     return LlamaConfig(hidden_size=64, num_attention_heads=4, rope_parameters=scaling)
 
 
-@pytest.mark.parametrize("factor", [8.0, 32.0])
+@pytest.mark.parametrize("factor", [8.0, 16.0, 32.0])
 def test_llama3_scaling_is_recognised(tmp_path: Path, factor: float):
     scaling = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": factor, "low_freq_factor": 1.0}
     scaling |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -163,6 +163,68 @@ def test_a_type_that_cannot_be_dequantized_is_refused(path: Path):
             assert isinstance(found, torch.Tensor)
         else:
             assert str(path) in found
+
+
+def rewrite(path: Path, **values: object) -> None:
+    """The file with other values in its header; `__` stands for a dot."""
+    reader = gguf.GGUFReader(path)
+    fields = {name: (field.contents(), field.types[0]) for name, field in reader.fields.items()}
+    tensors = [(tensor.name, np.array(tensor.data), tensor.tensor_type) for tensor in reader.tensors]
+    kinds = {str: gguf.GGUFValueType.STRING, int: gguf.GGUFValueType.UINT32, list: gguf.GGUFValueType.ARRAY}
+    fields |= {name.replace("__", "."): (value, kinds[type(value)]) for name, value in values.items()}
+    writer = gguf.GGUFWriter(path, "llama")
+    for name, (value, kind) in fields.items():
+        if kind == gguf.GGUFValueType.ARRAY:
+            writer.add_array(name, value)
+        elif not name.startswith("GGUF.") and name != "general.architecture":
+            writer.add_key_value(name, value, kind)
+    for name, data, kind in tensors:
+        writer.add_tensor(name, data, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.parametrize("wrong", ["a", None])
+def test_scores_that_are_no_numbers_are_refused(path: Path, wrong: object):
+    size = train_byte_level().get_vocab_size()
+    scores = {} if wrong is None else {"tokenizer__ggml__scores": [wrong] * size}
+    rewrite(path, tokenizer__ggml__model="llama", **scores)
+    assert "carries no scores for its tokenizer" in refusal(open_gguf(path).load_tokenizer)
+
+
+def test_pieces_that_are_no_texts_are_refused(path: Path):
+    rewrite(path, tokenizer__ggml__tokens=list(range(train_byte_level().get_vocab_size())))
+    assert "carries no tokenizer" in refusal(open_gguf, path)
+
+
+def test_a_part_of_a_model_says_so(path: Path):
+    rewrite(path, split__count=3, split__no=0)
+    assert f"{path} is one of 3 parts of a model; join them" in refusal(open_gguf, path)
+    for number in (1, 2):
+        (path.parent / f"m-0000{number}-of-00002.gguf").write_bytes(path.read_bytes())
+    path.unlink()
+    assert f"{path.parent} holds a model in parts; join them" in refusal(open_checkpoint, path.parent)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"0__repo_url": "https://huggingface.co/meta-llama/Llama-2-7b"}, ["meta-llama/Llama-2-7b"]),
+        ({"0__organization": "me", "0__name": "tuned", "1__organization": "a", "1__name": "b"}, ["me/tuned", "a/b"]),
+        ({"0__organization": "Meta Llama", "0__name": "Llama 2 7b"}, None),
+        ({"0__repo_url": "https://huggingface.co/a/b\n\n## Evil"}, None),
+    ],
+)
+def test_base_models_are_hub_ids(path: Path, values: dict[str, str], expected: list[str] | None):
+    rewrite(path, **{f"general__base_model__{key}": value for key, value in values.items()}, general__name="a/b")
+    assert open_gguf(path).read_card().get("base_model") == expected
+
+
+def test_a_licence_of_a_header_is_one_short_line(path: Path):
+    rewrite(path, general__license__name="Evil\n\n## Intended use", general__license="x" * 201)
+    assert open_gguf(path).read_card() == {"license_name": "Evil ## Intended use"}
 
 
 def build_lies(path: Path) -> dict[str, bytes]:

@@ -75,22 +75,21 @@ def test_what_may_not_be_read_says_so(llama: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_shards_of_two_models_are_refused(tmp_path: Path):
-    for name, options in [("a", {}), ("half", {"dtype": torch.bfloat16}), ("b1", {}), ("b2", {})]:
-        if name.startswith("b"):
-            write_baichuan_folder(tmp_path / name, int(name[1]), "sharded-safetensors")  # type: ignore[arg-type]
-        else:
-            write_llama_folder(tmp_path / name, "sharded-safetensors", **options)
-    shard = sorted(path.name for path in (tmp_path / "a").glob("*.safetensors"))[-1]
-    shutil.copy(tmp_path / "half" / shard, tmp_path / "a")
-    assert "shards of two models; fetch one whole set" in refusal(load_logits, tmp_path / "a")
-    first, last = (sorted((tmp_path / "b1").glob("*.safetensors"))[index].name for index in (0, -1))
-    shutil.copy(tmp_path / "b2" / last, tmp_path / "b1")
-    assert "lacks " in refusal(load_logits, tmp_path / "b1")
-    index = tmp_path / "b1" / "model.safetensors.index.json"
-    names = {file: list(load_file(tmp_path / "b1" / file)) for file in (first, last)}
-    shutil.copy(tmp_path / "b1" / first, tmp_path / "b1" / last)
-    index.write_text(json.dumps({"weight_map": {name: last for name in names[first]} | {names[first][0]: first}}))
-    assert "shards of two models or versions" in refusal(load_logits, tmp_path / "b1")
+    """Of another precision, of the other generation, and with a tensor twice."""
+    one, half, first = tmp_path / "one", tmp_path / "half", tmp_path / "first"
+    write_baichuan_folder(one, 2, "sharded-safetensors")
+    write_baichuan_folder(half, 2, "sharded-safetensors", dtype=torch.bfloat16)
+    write_baichuan_folder(first, 1, "sharded-safetensors")
+    left, right = (path.name for path in sorted(one.glob("*.safetensors")))
+    kept = (one / right).read_bytes()
+    shutil.copy(half / right, one)
+    assert "shards of two models; fetch one whole set" in refusal(load_logits, one)
+    shutil.copy(first / right, one)
+    assert "which its index promises; fetch it again" in refusal(load_logits, one)
+    (one / right).write_bytes(kept)
+    save_file(load_file(one / right) | {NORM: torch.ones(64)}, one / right)
+    save_file(load_file(one / left) | {NORM: torch.ones(64)}, one / left)
+    assert "shards of two models or versions" in refusal(load_logits, one)
 
 
 def test_truncated_safetensors_are_refused(llama: Path):

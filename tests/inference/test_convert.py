@@ -30,6 +30,14 @@ from tests.support.quantized_folders import write_codes_folder, write_listed_fol
 from tests.support.texts import generate_texts
 from tests.support.tiny_tokenizer import WORDS, train_tiny_sentencepiece
 
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
 SIXTEEN = [torch.bfloat16, torch.float16]
 
 
@@ -58,9 +66,8 @@ def write_source(path: Path, kind: str) -> Path:
 
 
 def assert_same_state(first: dict[str, Tensor], second: dict[str, Tensor], but: tuple[str, ...] = ()) -> None:
-    ours = {name: tensor for name, tensor in first.items() if not name.endswith("inv_freq")}
-    assert ours.keys() == second.keys()
-    for name, tensor in ours.items():
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
         assert tensor.dtype == second[name].dtype, name
         assert name in but or torch.equal(tensor, second[name]), name
 
@@ -82,7 +89,8 @@ def test_first_generation_to_llama_and_back_bit_for_bit(tmp_path: Path, weights,
 
 
 @pytest.mark.parametrize("dtype", SIXTEEN)
-def test_second_generation_to_llama_and_back_normalizes_its_head_once(tmp_path: Path, dtype):
+def test_second_generation_to_llama_and_back_normalizes_its_head_once(tmp_path: Path, dtype, monkeypatch):
+    monkeypatch.setattr("chuan.checkpoints.save.BAICHUAN2_VOCABULARY", 900)  # the tiny one is as the published one
     state = write_baichuan(tmp_path / "v2", 2, dtype=dtype)
     convert(tmp_path / "v2", tmp_path / "llama")
     convert(tmp_path / "llama", tmp_path / "back", "baichuan")
@@ -120,6 +128,42 @@ def test_llama_to_gguf_and_back_bit_for_bit(tmp_path: Path, dtype, kind, tied: b
     for text in generate_texts(50, seed=3):
         assert again.tokenizer.encode(text) == model.tokenizer.encode(text)
     assert again.defaults == model.defaults
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"attention_bias": True, "mlp_bias": True},
+        {"rope_parameters": LLAMA3 | {"factor": 16.0}},
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}},
+        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "beta_fast": 32.0}},
+    ],
+)
+def test_what_a_gguf_has_words_for_goes_there_and_back(tmp_path: Path, shape):
+    write_llama_folder(tmp_path / "llama", dtype=torch.bfloat16, **shape)
+    convert(tmp_path / "llama", tmp_path / "m.gguf")
+    convert(tmp_path / "m.gguf", tmp_path / "back")
+    assert_same_state(read_state(tmp_path / "llama"), read_state(tmp_path / "back"))
+    assert torch.equal(load_logits(tmp_path / "back"), load_logits(tmp_path / "llama"))
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        LLAMA3 | {"low_freq_factor": 2.0},
+        {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0},
+        {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "attention_factor": 1.5},
+        {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "beta_fast": 4.0},
+    ],
+)
+def test_what_a_gguf_has_no_words_for_is_refused_before_anything_is_written(tmp_path: Path, scaling):
+    write_llama_folder(tmp_path / "llama", rope_parameters=scaling)
+    steps: list[int] = []
+    message = refusal(
+        convert, tmp_path / "llama", tmp_path / "m.gguf", None, None, None, lambda done, _: steps.append(done)
+    )
+    assert f"a GGUF cannot say this model's {scaling['rope_type']} RoPE scaling" in message
+    assert steps == []
 
 
 @pytest.mark.parametrize("generation", [1, 2])
@@ -214,7 +258,74 @@ def test_transformers_opens_few_bits_with_compressed_tensors(tmp_path: Path, bit
     torch.testing.assert_close(found[name].float(), ours.decoder.get_parameter(name).float(), rtol=2**-7, atol=1e-6)
 
 
+@pytest.mark.xdist_group("smollm2")
+@pytest.mark.parametrize(("bits", "limit"), [pytest.param(8, 0.02, marks=pytest.mark.slow), (4, 1.0)])
+def test_a_real_model_in_few_bits(smollm2_path: Path, tmp_path: Path, bits: int, limit: float):
+    """Rounding may move its logits by more than their spread, most of it the same for all of a position."""
+    made = convert(smollm2_path, tmp_path / "few", bits=bits)
+    divergence = float(made.checked.split("KL ")[1].split()[0])
+    assert 0 < divergence < limit
+    model = chuan.load(tmp_path / "few", device="cpu")
+    assert "Paris" in model.chat([{"role": "user", "content": "What is the capital of France?"}], max_new_tokens=24)
+
+
 # What comes along.
+
+
+def test_special_ids_that_only_config_json_has_come_along(tmp_path: Path):
+    write_llama_folder(tmp_path / "llama", dtype=torch.bfloat16)
+    (tmp_path / "llama" / "generation_config.json").unlink()
+    names = json.loads((tmp_path / "llama" / "tokenizer_config.json").read_text())
+    plain = {key: value for key, value in names.items() if key not in ("eos_token", "bos_token")}
+    (tmp_path / "llama" / "tokenizer_config.json").write_text(json.dumps(plain))
+    config = json.loads((tmp_path / "llama" / "config.json").read_text())
+    ids = {"bos_token_id": 1, "eos_token_id": [2, 0], "pad_token_id": 0}
+    (tmp_path / "llama" / "config.json").write_text(json.dumps(config | ids))
+    convert(tmp_path / "llama", tmp_path / "out")
+    assert LlamaForCausalLM.from_pretrained(tmp_path / "out").generation_config.eos_token_id == [2, 0]
+    assert json.loads((tmp_path / "out" / "config.json").read_text()).items() >= ids.items()
+    convert(tmp_path / "llama", tmp_path / "m.gguf")
+    file = GGUFFile(tmp_path / "m.gguf")
+    assert [file.get(f"tokenizer.ggml.{role}_token_id") for role in ("bos", "eos", "padding")] == [1, 2, 0]
+    convert(tmp_path / "m.gguf", tmp_path / "back")
+    for name in ("llama", "out", "m.gguf", "back"):
+        assert chuan.load(tmp_path / name, device="cpu").stop_ids == {2, 0}, name
+
+
+def test_a_gguf_s_own_special_ids_come_along(tmp_path: Path):
+    write_tiny_gguf(tmp_path / "m.gguf")
+    convert(tmp_path / "m.gguf", tmp_path / "llama")
+    written = json.loads((tmp_path / "llama" / "generation_config.json").read_text())
+    assert written == {"bos_token_id": 1, "eos_token_id": 2}
+
+
+@pytest.mark.parametrize("generation", [1, 2])
+def test_the_first_generation_s_class_finds_its_frequencies(tmp_path: Path, generation: int, monkeypatch):
+    monkeypatch.setattr("chuan.checkpoints.save.BAICHUAN2_VOCABULARY", 900)
+    state = write_baichuan(tmp_path / "b", generation, dtype=torch.bfloat16)
+    convert(tmp_path / "b", tmp_path / "out", "baichuan")
+    written = {name: tensor for name, tensor in read_state(tmp_path / "out").items() if "inv_freq" in name}
+    expected = {name: tensor for name, tensor in state.items() if "inv_freq" in name}
+    assert written.keys() == expected.keys()
+    assert len(written) == (2 if generation == 1 else 0)
+    assert all(torch.equal(written[name], expected[name]) for name in written)
+
+
+def test_odd_generation_defaults_and_texts(tmp_path: Path):
+    write_baichuan(tmp_path / "b", dtype=torch.bfloat16)
+    path = tmp_path / "b" / "generation_config.json"
+    values = json.loads(path.read_text()) | {"do_sample": True}
+    for odd, words in [({"top_k": 5.5}, "top_k must be an integer"), ({"temperature": 10**400}, "temperature must")]:
+        path.write_text(json.dumps(values | odd))
+        assert words in refusal(convert, tmp_path / "b", tmp_path / "m.gguf")
+    path.write_text(json.dumps(values | {"top_k": 10**12, "note": "\ud800"}))
+    convert(tmp_path / "b", tmp_path / "m.gguf")  # no place of llama.cpp's holds such a number
+    assert GGUFFile(tmp_path / "m.gguf").get("general.sampling.top_k") is None
+    convert(tmp_path / "m.gguf", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["note"] == "\ud800"
+    (tmp_path / "b" / "chat_template.jinja").unlink(missing_ok=True)
+    (tmp_path / "b" / "tokenizer_config.json").write_text('{"chat_template": "\\ud800hi"}')
+    assert "half a character" in refusal(convert, tmp_path / "b", tmp_path / "x")
 
 
 @pytest.mark.parametrize("generation", [1, 2])
@@ -333,8 +444,27 @@ def test_bad_options_are_one_line(tmp_path: Path):
         (("gguf", None, "q6_k"), "use f16, bf16, q8_0, q4_0, q4_1"),
         (("llama", None, "f16"), "--type is for --to gguf"),
         (("gguf", 8, "q8_0"), "leave --bits out"),
+        (("GGUF", 8, "Q8_0"), "leave --bits out"),
     ]:
         assert words in refusal(convert, tmp_path / "a", tmp_path / "b", *arguments)
+
+
+def test_the_kind_follows_the_name_where_nobody_says_it(tmp_path: Path):
+    write_baichuan(tmp_path / "b", dtype=torch.bfloat16)
+    convert(tmp_path / "b", tmp_path / "m.GGUF", gguf_type="Q8_0")  # type: ignore[arg-type]
+    assert GGUFFile(tmp_path / "m.GGUF").type_name == "Q8_0"
+    convert(tmp_path / "b", tmp_path / "folder")
+    assert open_folder(tmp_path / "folder").kind == "Llama folder"
+    convert(tmp_path / "b", tmp_path / "other", "Baichuan")  # type: ignore[arg-type]
+    assert open_folder(tmp_path / "other").kind.startswith("Baichuan")
+
+
+def test_a_vocabulary_that_does_not_fit_is_refused(tmp_path: Path):
+    write_baichuan(tmp_path / "b", vocab_size=300)
+    for to in ("llama", "baichuan", "gguf"):
+        message = refusal(convert, tmp_path / "b", tmp_path / "out", to)
+        assert "has 900 pieces but the model only 300; they do not belong together" in message
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
 
 def test_a_bad_destination_is_one_line_and_nothing_is_read(tmp_path: Path):
@@ -389,6 +519,19 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(tmp_path
     for to in ("llama", "gguf"):
         assert "free some space or choose another disk" in refusal(convert, tmp_path / "b", tmp_path / to, to)
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bits", [None, 8, 4])
+def test_the_space_that_is_asked_for_is_the_weights(tmp_path: Path, monkeypatch, dtype, bits):
+    """To a tenth, whatever the source has: there are scales, headers and names too."""
+    write_baichuan(tmp_path / "b", dtype=dtype)
+    asked: list[int] = []
+    monkeypatch.setattr("chuan.checkpoints.save.check_space", lambda _, size: asked.append(size))
+    for source, target, wanted in [("b", "c", bits), ("c", "d", 16), ("c", "e", None)]:
+        convert(tmp_path / source, tmp_path / target, bits=wanted)
+        written = sum(tensor.nbytes for tensor in read_state(tmp_path / target).values())
+        assert asked.pop() == pytest.approx(written, rel=0.1)
 
 
 def test_what_comes_back_from_the_disk_is_compared(tmp_path: Path, monkeypatch):

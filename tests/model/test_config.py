@@ -62,6 +62,7 @@ def test_unset_ffn_width_is_eight_thirds_rounded_up_to_256(width: int, ffn: int)
         ({"hidden_size": 2**40}, "hidden_size"),
         ({"num_hidden_layers": 1.5}, "num_hidden_layers"),
         ({"num_hidden_layers": True}, "num_hidden_layers"),
+        ({"num_hidden_layers": 3_000_000}, "at most 1024"),
         ({"num_attention_heads": 5}, "cannot be split"),
         ({"num_attention_heads": "4"}, "num_attention_heads"),
         ({"num_key_value_heads": 3}, "not a multiple"),

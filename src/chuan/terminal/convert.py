@@ -17,7 +17,7 @@ from chuan.terminal.tables import print_rows
 
 
 def run_convert(
-    source: str, target: str, to: str, bits: int | None, gguf_type: str | None, calibrate: str | None = None
+    source: str, target: str, to: str | None, bits: int | None, gguf_type: str | None, calibrate: str | None = None
 ) -> int:
     """Converts, with a progress bar on stderr where somebody watches."""
     console = Console(stderr=True)
