@@ -124,16 +124,22 @@ def info(model: Model) -> None:
 def convert(
     source: Annotated[str, typer.Argument(help="A name from `chuan models`, a hub id, a folder, a .gguf, an adapter.")],
     target: Annotated[str, typer.Argument(help="What to write: a folder, or a .gguf file. It must not exist.")],
-    to: Annotated[str, typer.Option(help="llama, baichuan or gguf.")] = "llama",
+    to: Annotated[
+        str | None, typer.Option(help="llama, baichuan or gguf. (default: gguf for a target in .gguf, else llama)")
+    ] = None,
     bits: Annotated[int | None, typer.Option(help="16, 8 or 4. (default: what the source has)")] = None,
     gguf_type: Annotated[
-        str | None, typer.Option("--type", help="Of a GGUF: f16, bf16, q8_0, q4_0, q4_1. (default: the source's own)")
+        str | None,
+        typer.Option("--type", help="Of a GGUF: f16, bf16, q8_0, q4_0, q4_1. (default: 16 bits, the source's kind)"),
     ] = None,
     calibrate: Annotated[
         str | None, typer.Option(help="With --bits 4: a text file of the kind the model is for, to fit the weights to.")
     ] = None,
 ) -> None:
-    """Write a model as the files that another engine opens; checked by logits before it gets its name."""
+    """Write a model as the files that another engine opens; checked by logits before it gets its name.
+
+    A GGUF's own blocks have no name in a folder: without --bits a quantized GGUF becomes a 16-bit one.
+    """
     from chuan.terminal.convert import run_convert
 
     raise typer.Exit(run_convert(source, target, to, bits, gguf_type, calibrate))
