@@ -162,8 +162,9 @@ def save(folder: Path, weights: dict[str, Any], quantization: dict[str, Any], ge
     folder.mkdir(parents=True)
     config = PRESETS["baichuan2-7b"]
     shape = (config.vocab_size, config.hidden_size)
-    for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        weights[name] = torch.empty(shape, dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
+    # Rows of the embedding as large as what the layers add to them, so that the residual carries them to the head.
+    for name, size in (("model.embed_tokens.weight", 1.0), ("lm_head.weight", 0.02)):
+        weights[name] = torch.empty(shape, dtype=torch.bfloat16).normal_(0, size, generator=generator)
     ones = torch.ones(config.hidden_size, dtype=torch.bfloat16)
     for layer in range(config.num_hidden_layers):
         weights[f"model.layers.{layer}.input_layernorm.weight"] = ones
