@@ -250,6 +250,25 @@ def test_a_killed_download_goes_on_and_never_leaves_a_half(tmp_path):
         assert not list((folder.parents[1] / "blobs").glob(hashlib.sha256(content).hexdigest() + "*.incomplete"))
 
 
+@pytest.mark.slow
+def test_ten_kills_at_random_moments(tmp_path):
+    content, rng = LARGE["model.safetensors"], random.Random(0)
+    with HubServer({REPO: FILES | LARGE}) as hub:
+        hub.faults.seconds_per_block = 0.05
+        for _ in range(10):
+            before, moment = hub.sent.get("model.safetensors", 0), rng.randrange(3 << 20)
+            child = start(REPO, tmp_path, hub.endpoint)
+            wait_for(lambda b=before, m=moment: hub.sent.get("model.safetensors", 0) - b > m)
+            child.send_signal(signal.SIGKILL)
+            child.communicate()
+            for folder in (tmp_path / "hub" / "models--someone--model").glob("snapshots/*"):
+                assert list_whole_weights(folder) == []
+        assert hub.sent["model.safetensors"] > 0
+        hub.faults.seconds_per_block = 0
+        folder = fetched(fetch(REPO, tmp_path, hub.endpoint))
+        assert (folder / "model.safetensors").read_bytes() == content
+
+
 def wait_for(condition, seconds: float = 30) -> None:
     end = time.monotonic() + seconds
     while not condition():
