@@ -12,6 +12,7 @@ from sides import serve
 
 from chuan.inference import bench
 from chuan.inference.load import load
+from chuan.quantization.methods import find_bits
 
 
 class Ours:
@@ -67,7 +68,7 @@ class Ours:
             "weights": bench.count_weight_bytes(decoder),
             "cache": bench.count_cache_bytes(self._model),
             "dtype": str(weight.dtype).removeprefix("torch."),
-            "bits": bench.read_bits(decoder),
+            "bits": find_bits(decoder),
         }
 
     def _give(self, speed: bench.Speed) -> dict[str, Any]:

@@ -56,14 +56,18 @@ for name in names:
 
 
 def start(name: str, home: Path, endpoint: str, weights: bool = True, **environment: str) -> subprocess.Popen[str]:
-    settings = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
-    settings |= {"HF_HOME": str(home), "XDG_CACHE_HOME": str(home / "xdg"), "HF_ENDPOINT": endpoint}
+    return start_process(name, home, weights, {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, **environment})
+
+
+def start_process(name: str, home: Path, weights: bool, settings: dict[str, str]) -> subprocess.Popen[str]:
+    """Resolves a name in a new process, with no proxy between it and a hub on loopback."""
+    inherited = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
     return subprocess.Popen(
         [sys.executable, "-c", CODE, str(weights), *name.split(" ")],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**settings, **environment},
+        env={**inherited, "XDG_CACHE_HOME": str(home / "xdg"), **settings},
     )
 
 

@@ -1,10 +1,8 @@
 """Downloads from a ModelScope on loopback, by its real library, each in a new process (its settings are read once)."""
 
-import os
 import random
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,6 @@ import pytest
 from chuan.checkpoints.hub import list_whole_weights
 from tests.checkpoints.test_hub import (
     BIN,
-    CODE,
     FILES,
     OTHERS,
     REPO,
@@ -21,6 +18,7 @@ from tests.checkpoints.test_hub import (
     assert_refused,
     fetched,
     names_in,
+    start_process,
     wait_for,
 )
 from tests.support.modelscope_server import ModelScopeServer
@@ -30,15 +28,8 @@ QUICK = {"MODELSCOPE_REPO_TREE_PAGE_MAX_ATTEMPTS": "1", "MODELSCOPE_DOWNLOAD_MAX
 
 
 def start(name: str, home: Path, endpoint: str, weights: bool = True, **environment: str) -> subprocess.Popen[str]:
-    settings = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
-    settings |= {"HOME": str(home), "XDG_CACHE_HOME": str(home / "xdg"), "MODELSCOPE_ENDPOINT": endpoint}
-    return subprocess.Popen(
-        [sys.executable, "-c", CODE, str(weights), *name.split(" ")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**settings, "CHUAN_HUB": "modelscope", **QUICK, **environment},
-    )
+    settings = {"HOME": str(home), "MODELSCOPE_ENDPOINT": endpoint, "CHUAN_HUB": "modelscope", **QUICK}
+    return start_process(name, home, weights, settings | environment)
 
 
 def fetch(name: str, home: Path, endpoint: str, weights: bool = True, **environment: str):

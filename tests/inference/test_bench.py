@@ -17,6 +17,7 @@ from chuan.inference.language_model import LanguageModel
 from chuan.inference.runner import Piece
 from chuan.model.config import PRESETS
 from chuan.model.decoder import Decoder
+from chuan.quantization.methods import find_bits
 from tests.support.folders import write_baichuan_folder
 from tests.support.tiny import build_tiny_config
 from tests.support.tiny_tokenizer import train_tiny_sentencepiece
@@ -102,7 +103,7 @@ def test_a_step_reads_every_weight_once_and_the_embedding_only_as_a_head(tied: b
 def test_few_bits_are_counted_as_few(folder: Path, bits: int):
     """Between what the linears take alone, and half as much again for scales and for panels that are filled up."""
     model = chuan.load(folder, device="cpu", dtype="float32", bits=bits)
-    assert bench.read_bits(model.decoder) == bits
+    assert find_bits(model.decoder) == bits
     config = model.decoder.config
     linears = config.num_hidden_layers * (4 * 64 * 64 + 3 * 64 * 96)
     rest = [model.decoder.model.embed_tokens, model.decoder.model.norm, model.decoder.lm_head]

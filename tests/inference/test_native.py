@@ -15,7 +15,7 @@ from chuan.checkpoints.source import DecoderSource
 from chuan.inference.native import NativeRunner
 from chuan.inference.runner import Piece, TorchRunner
 from chuan.quantization.integer import apply_integer_arithmetic
-from chuan.quantization.kernels.library import load_kernels
+from chuan.quantization.kernels.bindings import load_kernels
 from chuan.quantization.methods import apply_quantization
 from tests.support.tiny import build_tiny_config, build_tiny_decoder
 

@@ -12,7 +12,7 @@ from chuan.errors import ChuanError
 from chuan.quantization.int4 import Int4Linear, pack_nibbles, unpack_nibbles
 from chuan.quantization.int8 import Int8Linear
 from chuan.quantization.integer import IntegerLinear, multiply_in_torch, quantize_activations
-from chuan.quantization.kernels.library import describe_linear, open_kernels
+from chuan.quantization.kernels.bindings import describe_linear, open_kernels
 
 
 def list_kernels() -> list[str]:
@@ -173,7 +173,7 @@ def test_scales_that_the_kernels_cannot_hold_are_left_alone():
 
 
 def test_kernels_by_name():
-    code = "from chuan.quantization.kernels.library import load_kernels; k = load_kernels(); print(k and k.name)"
+    code = "from chuan.quantization.kernels.bindings import load_kernels; k = load_kernels(); print(k and k.name)"
 
     def ask(value: str) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "CHUAN_KERNELS": value}

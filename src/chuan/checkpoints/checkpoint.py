@@ -175,11 +175,10 @@ def check_weights(checkpoint: Checkpoint, weights: Weights) -> None:
 
 def _place_linear(decoder: Decoder, name: str, linear: QuantizedLinear) -> None:
     """Puts a quantized layer where the plain one was."""
-    parent, _, attribute = name.rpartition(".")
     plain = decoder.get_submodule(name)
     assert isinstance(plain, nn.Linear)
     linear.bias = plain.bias  # still empty; the file's comes behind the weight
-    setattr(decoder.get_submodule(parent), attribute, linear)
+    decoder.set_submodule(name, linear)
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -20,7 +20,7 @@ from chuan.model.config import ModelConfig
 from chuan.model.decoder import Decoder
 from chuan.quantization.integer import IntegerLinear
 from chuan.quantization.linear import QuantizedLinear
-from chuan.quantization.methods import Stored
+from chuan.quantization.methods import Stored, find_bits
 
 
 class WeightSource(Protocol):
@@ -60,8 +60,7 @@ class DecoderSource:
 
     @property
     def stored_bits(self) -> int:
-        found = [module.bits for module in self._decoder.modules() if isinstance(module, QuantizedLinear)]
-        return min(found, default=16)
+        return find_bits(self._decoder)
 
     def read(self, name: str) -> Stored:
         module_name, _, attribute = name.rpartition(".")

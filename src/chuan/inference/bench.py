@@ -29,11 +29,11 @@ from chuan.inference.sampling import SamplingOptions
 from chuan.inference.scheduler import CHUNK
 from chuan.model.config import ModelConfig
 from chuan.model.decoder import Decoder
+from chuan.model.memory import estimate_cache
 from chuan.quantization.int4 import Int4Linear
 from chuan.quantization.int8 import Int8Linear
 from chuan.quantization.integer import IntegerLinear
-from chuan.quantization.linear import QuantizedLinear
-from chuan.quantization.methods import quantize
+from chuan.quantization.methods import find_bits, quantize
 
 # The context that decoding is measured behind.
 CONTEXT = 128
@@ -133,7 +133,7 @@ def run_bench(
         model=name,
         device=str(weight.device),
         dtype=str(weight.dtype).removeprefix("torch."),
-        bits=read_bits(model.decoder),
+        bits=find_bits(model.decoder),
         threads=torch.get_num_threads(),
         weight_bytes=count_weight_bytes(model.decoder),
         load_seconds=load_seconds,
@@ -213,7 +213,7 @@ def measure_bandwidth(device: torch.device, size: int = 1 << 30) -> float:
 def measure_rate(decoder: Decoder, width: int = 2048) -> float:
     """Operations a second of one square linear of the decoder's kind (width x width), with 512 rows of activations."""
     weight = decoder.model.embed_tokens.weight
-    integer, bits = isinstance(decoder.get_submodule("model.layers.0.mlp.up_proj"), IntegerLinear), read_bits(decoder)
+    integer, bits = isinstance(decoder.get_submodule("model.layers.0.mlp.up_proj"), IntegerLinear), find_bits(decoder)
     linear: nn.Module = nn.Linear(width, width, bias=False, device=weight.device, dtype=weight.dtype)
     if bits != 16:
         linear = quantize(weight.new_empty(width, width).normal_(), bits)
@@ -242,7 +242,7 @@ def count_cache_bytes(model: LanguageModel) -> int:
     config = model.decoder.config
     native = isinstance(model.engine.runner, NativeRunner)  # its cache is bfloat16, whatever the embeddings are
     size = 2 if native else model.decoder.model.embed_tokens.weight.element_size()
-    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * size
+    return estimate_cache(config, 1, size)
 
 
 def count_operations(config: ModelConfig, tokens: int, past: int = 0) -> int:
@@ -253,12 +253,6 @@ def count_operations(config: ModelConfig, tokens: int, past: int = 0) -> int:
     pairs = tokens * past + tokens * (tokens + 1) // 2  # each token sees those before it, and itself
     layer = 2 * linears * tokens + 4 * heads * pairs  # q k and the sum of v
     return config.num_hidden_layers * layer + 2 * config.vocab_size * width
-
-
-def read_bits(decoder: Decoder) -> int:
-    """The fewest bits that a linear has."""
-    found = [module.bits for module in decoder.modules() if isinstance(module, QuantizedLinear)]
-    return min(found, default=16)
 
 
 class PeakMemory:

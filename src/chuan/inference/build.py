@@ -13,7 +13,8 @@ from chuan.inference.pages import PAGE, count_pages
 from chuan.inference.runner import Runner, TorchRunner
 from chuan.model.config import ModelConfig
 from chuan.model.decoder import Decoder
-from chuan.quantization.kernels.library import load_kernels
+from chuan.model.memory import estimate_cache
+from chuan.quantization.kernels.bindings import load_kernels
 
 # Room beside one full context: this many sequences of this many tokens.
 SEQUENCES, SEQUENCE_TOKENS = 8, 2048
@@ -36,7 +37,7 @@ def choose_page_count(config: ModelConfig, dtype: torch.dtype, device: torch.dev
     """
     wanted = count_pages(config.context_length)
     wanted += SEQUENCES * count_pages(min(config.context_length, SEQUENCE_TOKENS))
-    page = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * PAGE * dtype.itemsize
+    page = estimate_cache(config, PAGE, dtype.itemsize)
     return max(1, min(wanted, read_free_memory(device) // 2 // page))
 
 

@@ -29,7 +29,7 @@ from chuan.inference.device import choose_device, choose_dtype
 from chuan.inference.language_model import LanguageModel
 from chuan.inference.native import NativeRunner
 from chuan.inference.sampling import read_sampling_options
-from chuan.quantization.kernels.library import load_kernels
+from chuan.quantization.kernels.bindings import load_kernels
 from chuan.tokenizer.convert import OPENING_MARK
 from chuan.tokenizer.tokenizer import Tokenizer
 

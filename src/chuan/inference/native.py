@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from chuan.inference.runner import Piece
+from chuan.inference.pages import PAGE
+from chuan.inference.runner import Piece, lay_out
 from chuan.model.config import ModelConfig
 from chuan.model.decoder import Decoder
 from chuan.quantization.integer import IntegerLinear
-from chuan.quantization.kernels.library import (
-    PAGE,
+from chuan.quantization.kernels.bindings import (
     BatchStruct,
     LayerStruct,
     LinearStruct,
@@ -79,18 +79,15 @@ class NativeRunner:
     def run(self, pieces: Sequence[Piece]) -> Tensor:
         if self._dynamic and len(pieces) > 1:
             return torch.cat([self.run([piece]) for piece in pieces])
-        token_ids: list[int] = []
-        positions: list[int] = []
-        kept: list[int] = []
+        token_ids, positions, kept = lay_out(pieces)
         pages: list[int] = []
+        first = 0
         sequences = (SequenceStruct * len(pieces))()
         for sequence, piece in zip(sequences, pieces, strict=True):
-            sequence.first, sequence.rows, sequence.past = len(token_ids), len(piece.token_ids), piece.past
+            sequence.first, sequence.rows, sequence.past = first, len(piece.token_ids), piece.past
             sequence.unused = len(pages)  # where its pages begin, until they have an address
             pages += piece.pages
-            token_ids += piece.token_ids
-            positions += range(piece.past, piece.past + len(piece.token_ids))
-            kept += range(len(token_ids) - piece.keep, len(token_ids))
+            first += sequence.rows
         table = np.array(pages, np.int32)
         for sequence in sequences:
             sequence.pages = table.ctypes.data + 4 * sequence.unused

@@ -49,6 +49,18 @@ class Runner(Protocol):
         ...
 
 
+def lay_out(pieces: Sequence[Piece]) -> tuple[list[int], list[int], list[int]]:
+    """The pieces end to end: T ids, T positions, and the indices of the tokens whose logits are wanted."""
+    token_ids: list[int] = []
+    positions: list[int] = []
+    kept: list[int] = []
+    for piece in pieces:
+        token_ids += piece.token_ids
+        positions += range(piece.past, piece.past + len(piece.token_ids))
+        kept += range(len(token_ids) - piece.keep, len(token_ids))
+    return token_ids, positions, kept
+
+
 class TorchRunner:
     """Runs the plain decoder: its linears see the tokens of all pieces at once, attention each sequence by itself.
 
@@ -72,13 +84,7 @@ class TorchRunner:
         if self._cache is None:
             self._cache = PagedCache(self.config, self.page_count, PAGE, weight.dtype, weight.device)
         self._cache.begin([Span(piece.past, len(piece.token_ids), piece.pages) for piece in pieces])
-        token_ids: list[int] = []
-        positions: list[int] = []
-        kept: list[int] = []
-        for piece in pieces:
-            token_ids += piece.token_ids
-            positions += range(piece.past, piece.past + len(piece.token_ids))
-            kept += range(len(token_ids) - piece.keep, len(token_ids))
+        token_ids, positions, kept = lay_out(pieces)
         logits = self._decoder(
             torch.tensor([token_ids], device=weight.device),
             self._cache,

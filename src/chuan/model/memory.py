@@ -23,9 +23,9 @@ def estimate_weights(config: ModelConfig, bits: int) -> int:
     return small + 2 * (config.parameter_count - linears)
 
 
-def estimate_cache(config: ModelConfig, tokens: int) -> int:
-    """Bytes of the keys and values of so many tokens, in 16 bits."""
-    return 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * tokens
+def estimate_cache(config: ModelConfig, tokens: int, element_size: int = 2) -> int:
+    """Bytes of the keys and values of so many tokens, in 16 bits or in elements of so many bytes."""
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * tokens * element_size
 
 
 def format_size(size: int) -> str:

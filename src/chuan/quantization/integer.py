@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from chuan.quantization.int4 import Int4Linear, unpack_nibbles
 from chuan.quantization.int8 import Int8Linear
-from chuan.quantization.kernels.library import GROUP, PANEL, LinearStruct, describe_linear, load_kernels
+from chuan.quantization.kernels.bindings import GROUP, PANEL, LinearStruct, describe_linear, load_kernels
 from chuan.quantization.linear import QuantizedLinear
 
 OUTLIER = 10.0
@@ -107,12 +107,12 @@ def apply_integer_arithmetic(model: nn.Module) -> None:
     """
     for name, layer in list(model.named_modules()):
         if IntegerLinear.takes(layer):
-            _replace(model, name, IntegerLinear(layer))
+            model.set_submodule(name, IntegerLinear(layer))
     head = model.get_submodule("lm_head")
     if not any(isinstance(layer, IntegerLinear) for layer in model.modules()):
         return
     if isinstance(head, nn.Linear):
-        _replace(model, "lm_head", IntegerLinear(Int8Linear.quantize(head.weight.detach())))
+        model.set_submodule("lm_head", IntegerLinear(Int8Linear.quantize(head.weight.detach())))
     if load_kernels() is None:
         warnings.warn(
             "no compiled kernels: 8 and 4 bits run in plain torch, exactly but many times slower; install with a C "
@@ -190,8 +190,3 @@ def quantize_activations(x: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor]
 def _pad(rows: Tensor, outputs: int) -> Tensor:
     missing = -outputs % PANEL
     return torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])]) if missing else rows.contiguous()
-
-
-def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
-    parent, _, attribute = name.rpartition(".")
-    setattr(model.get_submodule(parent), attribute, layer)

@@ -44,5 +44,9 @@ def apply_quantization(model: nn.Module, bits: int) -> None:
         weight = layer.dequantize() if isinstance(layer, QuantizedLinear) else layer.weight.detach()
         small = quantize(weight, bits)
         small.bias = layer.bias
-        parent, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(parent), attribute, small)
+        model.set_submodule(name, small)
+
+
+def find_bits(model: nn.Module) -> int:
+    """The fewest bits that a linear of the model has."""
+    return min((module.bits for module in model.modules() if isinstance(module, QuantizedLinear)), default=16)

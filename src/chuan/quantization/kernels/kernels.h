@@ -1,4 +1,4 @@
-/* The kernels' interface: plain C, no torch. Every structure is mirrored in library.py.
+/* The kernels' interface: plain C, no torch. Every structure is mirrored in bindings.py.
  *
  * Letters: T rows (tokens), N outputs, K inputs, D width of a head. A panel is 16 outputs of a weight, packed so that
  * one load brings the next few inputs of all 16. Activations are int8 with one scale for each row and group of inputs.
@@ -16,7 +16,7 @@
 
 #define PANEL 16
 #define GROUP 64 /* inputs that share an activation scale at 8 bits; at 4 bits it is the weight's own group */
-#define PAGE 64  /* tokens of a page of keys or values */
+#define PAGE 64  /* tokens of a page of keys or values, as inference/pages.py has it */
 
 typedef struct {
     const uint8_t *panels;

@@ -18,7 +18,6 @@ from torch import Tensor
 from chuan.errors import ChuanError
 
 GROUP = 64
-PAGE = 64
 PANEL = 16
 SETTING = "CHUAN_KERNELS"
 
