@@ -12,6 +12,8 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # Who may import whom: a package sees its own and every tier before it.
 TIERS = [
     {"errors"},
+    {"units", "recipes"},
+    {"staging"},
     {"model", "tokenizer", "quantization", "tasks"},
     {"chat", "checkpoints", "corpus"},
     {"inference"},

@@ -26,11 +26,11 @@ from chuan.checkpoints.layouts import build_gguf_layout, list_weights
 from chuan.checkpoints.probe import Difference
 from chuan.checkpoints.save import Extras
 from chuan.checkpoints.source import Check, WeightSource
-from chuan.checkpoints.staging import check_free, check_space, staged_file
 from chuan.errors import ChuanError, escape_unprintable
 from chuan.model.config import ModelConfig, RopeScaling
 from chuan.model.rope import build_frequencies
 from chuan.quantization import methods
+from chuan.staging import check_free, check_space, staged_file
 from chuan.tokenizer.tokenizer import Tokenizer
 
 GGUFType = Literal["f16", "bf16", "q8_0", "q4_0", "q4_1"]

@@ -39,7 +39,7 @@ from huggingface_hub.utils import (
 from chuan.checkpoints.json_file import read_json
 from chuan.checkpoints.ledger import Ledger
 from chuan.errors import ChuanError, first_line
-from chuan.model.memory import format_size
+from chuan.units import format_size
 
 DESCRIPTIONS = [
     "config.json",

@@ -33,7 +33,6 @@ from chuan.checkpoints.layouts import (
 )
 from chuan.checkpoints.probe import Difference
 from chuan.checkpoints.source import Check, WeightSource, describe_check
-from chuan.checkpoints.staging import check_free, check_space, staged_folder
 from chuan.checkpoints.stored import name_tensors
 from chuan.checkpoints.weights import checksum, save_tensors
 from chuan.errors import ChuanError
@@ -45,6 +44,7 @@ from chuan.quantization.int4 import Int4Linear
 from chuan.quantization.int8 import Int8Linear
 from chuan.quantization.linear import QuantizedLinear
 from chuan.quantization.methods import Stored, is_quantizable
+from chuan.staging import check_free, check_space, staged_folder
 from chuan.tokenizer.tokenizer import Tokenizer
 
 LayoutName = Literal["llama", "baichuan"]

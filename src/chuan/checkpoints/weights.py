@@ -22,8 +22,8 @@ from torch import Tensor
 
 from chuan.checkpoints.json_file import read_json
 from chuan.checkpoints.ledger import Ledger
-from chuan.checkpoints.staging import check_name, is_partial
 from chuan.errors import ChuanError, first_line
+from chuan.staging import check_name, is_partial
 
 # What is noted of a file whose checksums were right.
 _CHECKED = "crc32"

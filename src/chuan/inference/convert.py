@@ -18,11 +18,11 @@ from chuan.checkpoints.checkpoint import Checkpoint, CheckpointSource, Progress
 from chuan.checkpoints.gguf_writer import GGUF_TYPES, GGUFType, save_gguf
 from chuan.checkpoints.save import Extras, save_folder
 from chuan.checkpoints.source import WeightSource, describe_check
-from chuan.checkpoints.staging import check_free, staged_folder
 from chuan.errors import ChuanError
 from chuan.inference.calibrate import CalibratedSource, load_windows
 from chuan.inference.load import build_origin, check_tokenizer, choose_template, open_checkpoint
 from chuan.inference.sampling import read_sampling_options
+from chuan.staging import check_free, staged_folder
 from chuan.tokenizer.spm import SentencePieceTokenizer
 from chuan.tokenizer.tokenizer import Tokenizer
 

@@ -22,7 +22,6 @@ from chuan.checkpoints.checkpoint import Checkpoint, Progress, load_decoder
 from chuan.checkpoints.folder import open_folder
 from chuan.checkpoints.gguf import open_gguf
 from chuan.checkpoints.save import Extras
-from chuan.checkpoints.staging import is_partial
 from chuan.errors import ChuanError
 from chuan.inference.build import build_runner
 from chuan.inference.device import choose_device, choose_dtype
@@ -30,6 +29,7 @@ from chuan.inference.language_model import LanguageModel
 from chuan.inference.native import NativeRunner
 from chuan.inference.sampling import read_sampling_options
 from chuan.quantization.kernels.bindings import load_kernels
+from chuan.staging import is_partial
 from chuan.tokenizer.convert import OPENING_MARK
 from chuan.tokenizer.tokenizer import Tokenizer
 

@@ -1,6 +1,6 @@
 """What a model needs in memory, from its configuration alone.
 
-In: a `ModelConfig`. Out: bytes, and how they are shown.
+In: a `ModelConfig`. Out: bytes.
 """
 
 from __future__ import annotations
@@ -26,8 +26,3 @@ def estimate_weights(config: ModelConfig, bits: int) -> int:
 def estimate_cache(config: ModelConfig, tokens: int, element_size: int = 2) -> int:
     """Bytes of the keys and values of so many tokens, in 16 bits or in elements of so many bytes."""
     return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * tokens * element_size
-
-
-def format_size(size: int) -> str:
-    """Decimal gigabytes, as disks and downloads are sold; megabytes below a tenth of one."""
-    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"

@@ -14,8 +14,8 @@ from rich.table import Table
 
 from chuan.errors import ChuanError
 from chuan.inference.bench import CONTEXT, BenchResult, Speed, run_bench
-from chuan.model.memory import format_size
 from chuan.terminal.tables import print_rows
+from chuan.units import format_size
 
 
 def run_bench_command(

@@ -12,8 +12,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from chuan.errors import escape_unprintable
 from chuan.inference.convert import convert
-from chuan.model.memory import format_size
 from chuan.terminal.tables import print_rows
+from chuan.units import format_size
 
 
 def run_convert(

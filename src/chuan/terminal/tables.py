@@ -16,7 +16,8 @@ from chuan.checkpoints.catalogue import CATALOGUE, is_here, resolve_model
 from chuan.checkpoints.weights import has_weights
 from chuan.errors import escape_unprintable
 from chuan.inference.load import build_origin, open_checkpoint
-from chuan.model.memory import estimate_cache, estimate_weights, format_size
+from chuan.model.memory import estimate_cache, estimate_weights
+from chuan.units import format_size
 
 
 def print_models() -> None:

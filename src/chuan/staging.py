@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from chuan.errors import ChuanError, first_line
-from chuan.model.memory import format_size
+from chuan.units import format_size
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from chuan.checkpoints.staging import check_free, is_partial, staged_file, staged_folder
+from chuan.staging import check_free, is_partial, staged_file, staged_folder
 from tests.support.loading import refusal
 
 
@@ -51,7 +51,7 @@ def test_a_disk_error_is_one_line(tmp_path: Path):
 HELD = """
 import signal, sys
 from pathlib import Path
-from chuan.checkpoints.staging import staged_folder
+from chuan.staging import staged_folder
 with staged_folder(Path(sys.argv[1])) as temporary:
     (temporary / "half").write_text("old")
     (temporary / "deep").mkdir()

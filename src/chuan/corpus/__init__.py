@@ -1,0 +1,1 @@
+"""From raw bilingual text to token shards: readers, rules, de-duplication, decontamination, mixture, shards."""
