@@ -5,6 +5,7 @@ Imports are inside the verbs, so that `chuan --help` starts without torch.
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +24,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Open any Baichuan or Llama-family model and chat with it. Nothing from a model's folder is ever executed.",
 )
+corpus_app = typer.Typer(no_args_is_help=True, help="From raw text to shards of tokens.")
+app.add_typer(corpus_app, name="corpus")
+tokenizer_app = typer.Typer(no_args_is_help=True, help="From raw text to a vocabulary.")
+app.add_typer(tokenizer_app, name="tokenizer")
 
 Model = Annotated[str, typer.Argument(help="A name from `chuan models`, a hub id, a folder, or a .gguf file.")]
 Bits = Annotated[int | None, typer.Option(help="16, 8 or 4: the bits of a weight. (default: what the files have)")]
@@ -162,6 +167,34 @@ def bench(
     raise typer.Exit(run_bench_command(model, bits, device, dtype, prompt_tokens, new_tokens, sequences, json))
 
 
+@corpus_app.command("build")
+def corpus_build(
+    recipe: Annotated[str, typer.Argument(help="A recipe in TOML; recipes/corpus-mini.toml is one.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="a.b=c replaces a value of the recipe; may be repeated.")
+    ] = None,
+) -> None:
+    """Read, clean, de-duplicate and mix text, and cut it into shards of tokens. A build that was ended goes on."""
+    _require("datatrove", "corpus")
+    from chuan.terminal.corpus import run_corpus_build
+
+    raise typer.Exit(run_corpus_build(recipe, overrides or []))
+
+
+@tokenizer_app.command("train")
+def tokenizer_train(
+    recipe: Annotated[str, typer.Argument(help="A recipe in TOML; recipes/tokenizer-mini.toml is one.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="a.b=c replaces a value of the recipe; may be repeated.")
+    ] = None,
+) -> None:
+    """Learn a vocabulary from text, and show how it compares with others on text that was set aside."""
+    _require("datatrove", "corpus")
+    from chuan.terminal.tokenizer import run_tokenizer_train
+
+    raise typer.Exit(run_tokenizer_train(recipe, overrides or []))
+
+
 def main() -> None:
     """The entry point: what the user can put right is one line on stderr, without a traceback."""
     try:
@@ -175,6 +208,12 @@ def main() -> None:
         # The reader has gone (`chuan ... | head`); stdout's last flush at exit would complain again.
         sys.stderr.close()
         sys.exit(141)
+
+
+def _require(module: str, extra: str) -> None:
+    """Refuses a verb whose libraries were not installed."""
+    if importlib.util.find_spec(module) is None:
+        raise ChuanError(f"this needs more libraries; `pip install 'chuan[{extra}]'` brings them")
 
 
 def _load(model: str, bits: int | None, device: str, dtype: str) -> LanguageModel:

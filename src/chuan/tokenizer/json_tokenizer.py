@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import tokenizers
@@ -54,6 +54,12 @@ class JsonTokenizer(Tokenizer):
     def _encode(self, text: str, control: bool) -> list[int]:
         backend = self._backend if control else self._plain
         return backend.encode(text, add_special_tokens=False).ids
+
+    def _encode_batch(self, texts: Sequence[str], threads: int) -> list[list[int]]:
+        if threads == 1:
+            return [self._encode(text, control=False) for text in texts]
+        # Its pool has as many threads as RAYON_NUM_THREADS says, or cores.
+        return [found.ids for found in self._plain.encode_batch(list(texts), add_special_tokens=False)]
 
     def build_json(self) -> dict[str, Any]:
         return copy.deepcopy(dict(self._description))

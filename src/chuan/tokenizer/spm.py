@@ -55,6 +55,9 @@ class SentencePieceTokenizer(Tokenizer):
     def _encode(self, text: str, control: bool) -> list[int]:
         return (self._control if control else self._plain).encode(text)
 
+    def _encode_batch(self, texts: Sequence[str], threads: int) -> list[list[int]]:
+        return self._plain.encode(list(texts), num_threads=threads)
+
     def build_json(self) -> dict[str, Any]:
         return build_tokenizer_json(self.proto, self._openings)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from chuan.errors import ChuanError
@@ -41,11 +41,14 @@ class Tokenizer(ABC):
         Control strings in the text are the characters they are, so that no text becomes a control token;
         `control=True` encodes them as the tokenizer's own library does.
         """
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:
-            raise ChuanError("the text holds half of a UTF-16 pair; decode it as UTF-16 or remove it") from None
+        _check_text(text)
         return self._encode(text, control)
+
+    def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
+        """`encode` of each text, by the library's own threads; a library that counts them itself uses all or one."""
+        for text in texts:
+            _check_text(text)
+        return self._encode_batch(texts, threads)
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """Ids to text; control tokens (bos, eos, unknown roles' marks) are left out, as the library does."""
@@ -65,6 +68,9 @@ class Tokenizer(ABC):
     @abstractmethod
     def _encode(self, text: str, control: bool) -> list[int]: ...
 
+    def _encode_batch(self, texts: Sequence[str], threads: int) -> list[list[int]]:
+        return [self._encode(text, control=False) for text in texts]
+
     @abstractmethod
     def build_json(self) -> dict[str, Any]:
         """An exact `tokenizer.json` for other programs; a ChuanError where none can be exact."""
@@ -72,3 +78,10 @@ class Tokenizer(ABC):
     def model_file(self) -> bytes | None:
         """The `tokenizer.model` of this tokenizer, where it is a SentencePiece one."""
         return None
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ChuanError("the text holds half of a UTF-16 pair; decode it as UTF-16 or remove it") from None
