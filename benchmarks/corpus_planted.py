@@ -1,11 +1,11 @@
-"""Planted truth: near-duplicates of similarity 0.8, strangers, and every question of the benchmarks, written in five ways.
+"""Planted truth: near-duplicates of similarity 0.8, strangers, and every question of benchmarks, in five spellings.
 
     PYTHONPATH=. python benchmarks/corpus_planted.py [--questions FOLDER] [--pairs 1000]
 
 Pairs are made text, half Chinese and half English, whose sets of the recipe's own shingles have a Jaccard similarity of
 0.8 to 0.005; they go through the stages of a build, and beside them through datatrove's own with its default of 14 x 8
-hashes. `--questions` is a folder that holds ceval, mmlu, agieval and gaokao; each question stands in the middle of a page
-of other text, without its passage, and counts as removed where nothing that is kept holds half of it any more.
+hashes. `--questions` is a folder that holds ceval, mmlu, agieval and gaokao; each question stands in the middle of
+a page of other text, without its passage, and counts as removed where nothing that is kept holds half of it any more.
 """
 
 from __future__ import annotations

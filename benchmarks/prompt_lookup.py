@@ -42,9 +42,7 @@ def main() -> None:
         "a free story": "Tell me a story about a river and a bridge.",
     }
     print(f"{given.model}, {given.bits} bits, greedy, {given.rounds} rounds, medians\n")
-    print(
-        "| task | tokens | drafted | accepted | plain, tok/s | with lookup, tok/s | gain |\n|---|---|---|---|---|---|---|"
-    )
+    print("| task | tokens | drafted | accepted | plain, tok/s | with lookup, tok/s | gain |\n" + "|---" * 7 + "|")
     for name, task in tasks.items():
         print(measure(model, name, task, given.rounds), flush=True)
 

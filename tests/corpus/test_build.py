@@ -59,7 +59,12 @@ def documents_of(output: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(output)): path.read_bytes()
         for path in sorted(output.rglob("*"))
-        if path.is_file() and (path.suffix == ".zst" or "shards" in path.parts or path.parent.name in ("bad", "tally"))
+        if path.is_file()
+        and (
+            path.suffix == ".zst"
+            or path.relative_to(output).parts[0] == "shards"
+            or path.parent.name in ("bad", "tally")
+        )
     }
 
 

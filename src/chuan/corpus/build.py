@@ -28,6 +28,7 @@ from chuan.corpus.report import write_report
 from chuan.corpus.sources import SourceFile, assign_pieces, find_files
 from chuan.corpus.stages import Stage
 from chuan.corpus.tally import tally_stages
+from chuan.corpus.tokenise import token_stages
 from chuan.errors import ChuanError
 from chuan.recipes import load_recipe, render_recipe
 from chuan.staging import staged_file
@@ -119,6 +120,12 @@ def plan_parts(recipe: CorpusRecipe, files: Sequence[SourceFile], output: Path) 
         stages = decontaminate_stages(recipe.decontaminate, str(kept), str(work / "decontaminate"), recipe.tasks)
         kept = work / "decontaminate" / "kept"
         parts.append(Part("decontaminate", stages, kept))
+    if recipe.tokens is not None:
+        weights = {source.name: source.weight for source in recipe.sources}
+        languages = sorted({*recipe.clean.language.keep, *(s.language for s in recipe.sources if s.language)})
+        folders = str(kept), str(work / "tokens"), str(output / "shards")
+        stages = token_stages(recipe.tokens, weights, languages, _fixed(recipe), *folders, recipe.tasks)
+        parts.append(Part("tokens", stages))
     parts.append(Part("report", tally_stages(str(work), str(kept), str(work / "tally"), recipe.tasks)))
     return parts
 

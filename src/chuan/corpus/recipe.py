@@ -16,6 +16,7 @@ from chuan.corpus.decontaminate import DecontaminateSettings
 from chuan.corpus.dedup import DedupSettings
 from chuan.corpus.executors import ExecutorSettings
 from chuan.corpus.sources import SourceSettings
+from chuan.corpus.tokenise import TokenSettings
 from chuan.recipes import Settings, load_recipe
 
 
@@ -33,6 +34,7 @@ class CorpusRecipe(Settings):
     clean: CleanSettings = Field(default_factory=CleanSettings)
     dedup: DedupSettings | None = None
     decontaminate: DecontaminateSettings | None = None
+    tokens: TokenSettings | None = None
 
     @field_validator("output")
     @classmethod

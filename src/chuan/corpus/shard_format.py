@@ -1,10 +1,10 @@
 """What a folder of token shards holds: its files, their types, and the manifest that names and hashes them.
 
-In: documents as arrays of token ids. Out: a shard's two files, or a checked `Manifest`. Knows no tokenizer, no mixture and
-no training; `chuan.corpus.shards` reads what is written here.
+In: documents as arrays of token ids. Out: a shard's two files, or a checked `Manifest`. Knows no tokenizer, mixture or
+training; `chuan.corpus.shards` reads what is written here.
 
-A shard is a pair of .npy files, which numpy maps into memory as they are: `NAME.tokens.npy`, the documents' ids one after
-the other, and `NAME.index.npy`, one `INDEX_DTYPE` row a document.
+A shard is a pair of .npy files, which numpy maps into memory as they are: `NAME.tokens.npy`, the documents' ids one
+after the other, and `NAME.index.npy`, one `INDEX_DTYPE` row a document.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class SourceSettings(Settings):
         default=["utf-8"]
     )  # tried in this order on each record: ["utf-8", "gb18030"] reads both
     language: Literal["zh", "en"] | None = None  # detected, if not given
-    weight: float = Field(default=1.0, gt=0)  # how much more often it is taken than its size says
+    weight: float = Field(default=1.0, gt=0)  # how often it is taken: 0.25 is every fourth document, 2 is each twice
 
     @field_validator("encodings")
     @classmethod
