@@ -13,7 +13,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 TIERS = [
     {"errors"},
     {"units", "recipes"},
-    {"staging"},
+    {"staging", "json_file"},
     {"model", "tokenizer", "quantization", "tasks"},
     {"chat", "checkpoints", "corpus"},
     {"inference"},

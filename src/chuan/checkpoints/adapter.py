@@ -21,10 +21,10 @@ from torch import Tensor
 from chuan.checkpoints.card import Origin, describe_origin, write_card
 from chuan.checkpoints.catalogue import describe_source
 from chuan.checkpoints.front_matter import is_hub_id, read_front_matter
-from chuan.checkpoints.json_file import read_json, save_json
 from chuan.checkpoints.save import LayoutName
 from chuan.checkpoints.weights import PickledWeights, SafetensorsWeights, TensorFiles, save_tensors
 from chuan.errors import ChuanError
+from chuan.json_file import read_json, save_json
 from chuan.staging import check_free, staged_folder
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

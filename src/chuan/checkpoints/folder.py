@@ -12,11 +12,11 @@ from typing import Any
 
 from chuan.checkpoints.checkpoint import Checkpoint
 from chuan.checkpoints.front_matter import read_front_matter
-from chuan.checkpoints.json_file import read_json, read_json_if_there
 from chuan.checkpoints.layouts import Layout, build_baichuan_layout, build_llama_layout
 from chuan.checkpoints.stored import StoredWeights
 from chuan.checkpoints.weights import open_tensor_files
 from chuan.errors import ChuanError
+from chuan.json_file import read_json, read_json_if_there
 from chuan.model.config import ModelConfig
 from chuan.tokenizer.json_tokenizer import JsonTokenizer
 from chuan.tokenizer.spm import SentencePieceTokenizer

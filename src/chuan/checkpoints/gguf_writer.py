@@ -21,12 +21,12 @@ from chuan.checkpoints.card import name_bases
 from chuan.checkpoints.checkpoint import Progress
 from chuan.checkpoints.gguf import GENERATION_KEY, open_gguf, recognise_llama3
 from chuan.checkpoints.gguf_vocabulary import Vocabulary, build_vocabulary
-from chuan.checkpoints.json_file import render_json
 from chuan.checkpoints.layouts import build_gguf_layout, list_weights
 from chuan.checkpoints.probe import Difference
 from chuan.checkpoints.save import Extras
 from chuan.checkpoints.source import Check, WeightSource
 from chuan.errors import ChuanError, escape_unprintable
+from chuan.json_file import render_json
 from chuan.model.config import ModelConfig, RopeScaling
 from chuan.model.rope import build_frequencies
 from chuan.quantization import methods

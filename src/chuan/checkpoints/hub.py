@@ -36,9 +36,9 @@ from huggingface_hub.utils import (
     enable_progress_bars,
 )
 
-from chuan.checkpoints.json_file import read_json
 from chuan.checkpoints.ledger import Ledger
 from chuan.errors import ChuanError, first_line
+from chuan.json_file import read_json
 from chuan.units import format_size
 
 DESCRIPTIONS = [

@@ -21,7 +21,6 @@ from chuan.checkpoints.bitsandbytes import describe_codes
 from chuan.checkpoints.card import Origin, write_card
 from chuan.checkpoints.checkpoint import Progress
 from chuan.checkpoints.folder import BAICHUAN2_VOCABULARY, SPECIAL_IDS, open_folder
-from chuan.checkpoints.json_file import render_json, save_json
 from chuan.checkpoints.layouts import (
     IGNORED,
     Layout,
@@ -36,6 +35,7 @@ from chuan.checkpoints.source import Check, WeightSource, describe_check
 from chuan.checkpoints.stored import name_tensors
 from chuan.checkpoints.weights import checksum, save_tensors
 from chuan.errors import ChuanError
+from chuan.json_file import render_json, save_json
 from chuan.model.config import ModelConfig
 from chuan.model.memory import estimate_weights
 from chuan.model.rope import build_frequencies
@@ -45,6 +45,7 @@ from chuan.quantization.int8 import Int8Linear
 from chuan.quantization.linear import QuantizedLinear
 from chuan.quantization.methods import Stored, is_quantizable
 from chuan.staging import check_free, check_space, staged_folder
+from chuan.tokenizer.folder import save_tokenizer
 from chuan.tokenizer.tokenizer import Tokenizer
 
 LayoutName = Literal["llama", "baichuan"]
@@ -101,7 +102,7 @@ def save_folder(
         if extras.chat_template:
             (temporary / "chat_template.jinja").write_text(extras.chat_template, encoding="utf-8")
         if tokenizer is not None:
-            _save_tokenizer(temporary, tokenizer, extras.special)
+            save_tokenizer(temporary, tokenizer, extras.special)
         difference = check.reopen(open_folder(temporary), target)
         if not beside_others:
             made = {"llama": "a Llama folder", "baichuan": "a Baichuan folder"}[layout]
@@ -271,45 +272,4 @@ def _describe_compressed(example: QuantizedLinear) -> dict[str, Any]:
         "format": "int-quantized" if example.bits == 8 else "pack-quantized",
         "quantization_status": "compressed",
         "config_groups": {"group_0": group},
-    }
-
-
-def _save_tokenizer(folder: Path, tokenizer: Tokenizer, special: Mapping[str, str]) -> None:
-    model_file = tokenizer.model_file()
-    if model_file is not None:
-        (folder / "tokenizer.model").write_bytes(model_file)
-    try:
-        description = tokenizer.build_json()
-        if tokenizer.prompt_prefix and description.get("post_processor") is None:
-            description["post_processor"] = _describe_prefix(tokenizer)
-        save_json(folder / "tokenizer.json", description)
-    except ChuanError:
-        # No exact one exists; tokenizer.model is then the one truth, and a wrong tokenizer.json would shadow it.
-        if model_file is None:
-            raise
-    names = dict(special)
-    for role, token_id in (("bos_token", tokenizer.bos_id), ("eos_token", tokenizer.eos_id)):
-        by_id = {index: name for name, index in tokenizer.control_pieces.items()}
-        if token_id in by_id:
-            names.setdefault(role, by_id[token_id])
-    table = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "add_bos_token": bool(tokenizer.prompt_prefix),
-        "add_eos_token": False,
-        "clean_up_tokenization_spaces": False,
-    }
-    save_json(folder / "tokenizer_config.json", table | names)
-
-
-def _describe_prefix(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The post-processor of a `tokenizer.json` that puts the prompt's prefix (a bos) in front of a text."""
-    names = {index: name for name, index in tokenizer.control_pieces.items()}
-    prefix = {names[index]: index for index in tokenizer.prompt_prefix}
-    before = [{"SpecialToken": {"id": name, "type_id": 0}} for name in prefix]
-    first, second = ({"Sequence": {"id": name, "type_id": type_id}} for type_id, name in enumerate("AB"))
-    return {
-        "type": "TemplateProcessing",
-        "single": [*before, first],
-        "pair": [*before, first, second],
-        "special_tokens": {name: {"id": name, "ids": [index], "tokens": [name]} for name, index in prefix.items()},
     }

@@ -20,9 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from chuan.checkpoints.json_file import read_json
 from chuan.checkpoints.ledger import Ledger
 from chuan.errors import ChuanError, first_line
+from chuan.json_file import read_json
 from chuan.staging import check_name, is_partial
 
 # What is noted of a file whose checksums were right.

@@ -5,13 +5,13 @@ In: a path. Out: a `Tokenizer`; or a tokenizer, and its files in a folder. Knows
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from chuan.errors import ChuanError
+from chuan.json_file import read_json, read_json_if_there, save_json
 from chuan.tokenizer.json_tokenizer import JsonTokenizer
 from chuan.tokenizer.spm import SentencePieceTokenizer
 from chuan.tokenizer.tokenizer import Tokenizer
@@ -27,13 +27,13 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     """
     path = Path(path).expanduser()
     if path.suffix == ".json" and path.is_file():
-        return JsonTokenizer(_read_json(path))
+        return JsonTokenizer(read_json(path))
     if path.is_file():
         return SentencePieceTokenizer(_read_bytes(path))
     model_file, json_file = path / "tokenizer.model", path / "tokenizer.json"
-    roles = _read_json_if_there(path / "generation_config.json")
+    roles = read_json_if_there(path / "generation_config.json")
     control_ids = [roles[key] for key in _ROLES if isinstance(roles.get(key), int)]
-    described = _read_json_if_there(path / "tokenizer_config.json")
+    described = read_json_if_there(path / "tokenizer_config.json")
     if model_file.is_file():
         return SentencePieceTokenizer(
             _read_bytes(model_file), control_ids, add_bos=described.get("add_bos_token") is True
@@ -42,7 +42,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
         tokens = {role: described.get(role) for role in _SPECIAL}
         contents = {role: t.get("content") if isinstance(t, Mapping) else t for role, t in tokens.items()}
         special = {role: content for role, content in contents.items() if isinstance(content, str)}
-        return JsonTokenizer(_read_json(json_file), special, control_ids)
+        return JsonTokenizer(read_json(json_file), special, control_ids)
     raise ChuanError(f"{path} holds no tokenizer: neither tokenizer.model nor tokenizer.json; check the path")
 
 
@@ -58,7 +58,7 @@ def save_tokenizer(folder: Path, tokenizer: Tokenizer, special: Mapping[str, str
         description = tokenizer.build_json()
         if tokenizer.prompt_prefix and description.get("post_processor") is None:
             description["post_processor"] = _describe_prefix(tokenizer)
-        _save_json(folder / "tokenizer.json", description)
+        save_json(folder / "tokenizer.json", description)
     except ChuanError:
         # No exact one exists; tokenizer.model is then the one truth, and a wrong tokenizer.json would shadow it.
         if model_file is None:
@@ -74,7 +74,7 @@ def save_tokenizer(folder: Path, tokenizer: Tokenizer, special: Mapping[str, str
         "add_eos_token": False,
         "clean_up_tokenization_spaces": False,
     }
-    _save_json(folder / "tokenizer_config.json", table | names)
+    save_json(folder / "tokenizer_config.json", table | names)
 
 
 def _describe_prefix(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -96,22 +96,3 @@ def _read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ChuanError(f"{path} cannot be read: {error.strerror}; check the path") from None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(_read_bytes(path).decode("utf-8"))
-    except (ValueError, RecursionError):
-        raise ChuanError(f"{path} is not valid JSON; fetch it again") from None
-    if not isinstance(values, dict):
-        raise ChuanError(f"{path} must hold a JSON object; fetch it again")
-    return values
-
-
-def _read_json_if_there(path: Path) -> dict[str, Any]:
-    return _read_json(path) if path.is_file() else {}
-
-
-def _save_json(path: Path, values: Mapping[str, Any]) -> None:
-    text = json.dumps(values, ensure_ascii=False, indent=2)
-    path.write_bytes(text.encode("utf-8", "backslashreplace") + b"\n")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from chuan.checkpoints.json_file import read_json, read_json_if_there, render_json, save_json
+from chuan.json_file import read_json, read_json_if_there, render_json, save_json
 from tests.support.loading import refusal
 
 
