@@ -43,12 +43,16 @@ class Writer:
         return self.join(self.write_tokens(count))
 
     def write_pair(self, count: int, similarity: float, shingle: int) -> tuple[str, str]:
-        """Two texts whose sets of shingles have this Jaccard similarity, to 0.005: single words are exchanged."""
+        """Two texts whose sets of shingles have this Jaccard similarity, to 0.005: single words are exchanged.
+
+        About `count` words: as many as make the similarity one that whole exchanges can give.
+        """
+        # s = (n - m) / (n + m), and a word far from its like changes `shingle` shingles.
+        ratio = (1 + similarity) / (1 - similarity) * shingle
+        changes = max(1, round(count / ratio))
+        count = round(changes * ratio) + shingle - 1
         while True:
             tokens = self.write_tokens(count)
-            shingles = count - shingle + 1
-            # s = (n - m) / (n + m), and a word far from its like changes `shingle` shingles.
-            changes = round((1 - similarity) / (1 + similarity) * shingles / shingle)
             other = list(tokens)
             step = count // changes
             for i in range(changes):
