@@ -26,8 +26,9 @@ from chuan.recipes import Settings
 from chuan.tasks.question import Question
 
 _HAN = re.compile(f"[{HAN}]")
-_NUMBER = r"(?:\d{1,2}|[ivxIVX]{1,4}|[甲乙丙丁])"
-# Marks of options and lists: "(1)", "1)", "1.", "1．", "1、", "①". A decimal or a row of numbers ("3、5、8") is none.
+_NUMBER = r"(?:\d{1,2}|[ivxIVX]{1,4}|[甲乙丙丁](?=[^\S\n]*[)）]))"
+# Marks of options and lists: "(1)", "1)", "1.", "1．", "1、", "①". A decimal or a row of numbers ("3、5、8") is none,
+# nor is "甲、乙", whom a question is about.
 _MARK = re.compile(
     rf"(?<![\w.．]){_NUMBER}[^\S\n]*(?:[)）]|[.．](?!\d)|[、:：](?![^\S\n]*\d))|[\u2460-\u2473\u2160-\u217f]"
 )
