@@ -50,7 +50,7 @@ def main() -> None:
 def measure(model: LanguageModel, name: str, task: str, rounds: int) -> str:
     """One row of the table; stops where the two ways give different ids. The prompt is read once and kept."""
     engine, chat_format = model.engine, model.chat_format
-    options = SamplingOptions(do_sample=False, max_new_tokens=700)
+    options = SamplingOptions(temperature=0.0, max_new_tokens=700)
     prompt = chat_format.render([Message("user", task)], engine.context_length, options.max_new_tokens)
     stop_ids = model.stop_ids | set(chat_format.stop_ids)
     seconds: dict[bool, list[float]] = {False: [], True: []}
