@@ -124,6 +124,18 @@ class Decoder(nn.Module):
         `cache` holds the S tokens before these and takes these in. `attention_mask` is (B, S + T), True (or 1) where a
         token is real: pass it when a batch is padded, on the left. `positions` (B, T) default to counting real tokens.
         """
+        x = self.hidden_states(token_ids, cache, attention_mask, positions)
+        kept = logits_to_keep if isinstance(logits_to_keep, Tensor) else slice(-logits_to_keep, None)
+        return self.lm_head(self.model.norm(x[:, kept]))
+
+    def hidden_states(
+        self,
+        token_ids: Tensor,
+        cache: Cache | None = None,
+        attention_mask: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """(B, T) ids -> (B, T, W): what the last layer hands to the final norm. Arguments as for `forward`."""
         batch, tokens = token_ids.shape
         past = cache.length if cache is not None else 0
         mask = None
@@ -140,5 +152,4 @@ class Decoder(nn.Module):
             x = layer(x, rotary, mask, cache)
         if cache is not None:
             cache.advance(tokens)
-        kept = logits_to_keep if isinstance(logits_to_keep, Tensor) else slice(-logits_to_keep, None)
-        return self.lm_head(self.model.norm(x[:, kept]))
+        return x

@@ -1,0 +1,126 @@
+"""Who moves the weights, and how fast.
+
+In: named parameters, settings, a step. Out: optimizers of torch, a learning rate. Knows no model and no data.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from pydantic import Field
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+from torch.optim import AdamW, Muon, Optimizer
+
+from chuan.recipes import Settings
+
+
+class OptimizerSettings(Settings):
+    """AdamW (Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101), or Muon for the layers' matrices and AdamW
+    for the rest (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/).
+
+    Matrices decay, vectors do not. Muon's updates are scaled to AdamW's size (Liu et al. 2025,
+    https://arxiv.org/abs/2502.16982, section 2.2), so that both take one learning rate.
+    """
+
+    kind: Literal["adamw", "muon"] = "adamw"
+    learning_rate: float = Field(gt=0, allow_inf_nan=False)
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(default=1e-8, gt=0, allow_inf_nan=False)
+    weight_decay: float = Field(default=0.1, ge=0, allow_inf_nan=False)
+    clip: float = Field(default=1.0, gt=0, allow_inf_nan=False)  # the largest norm of the whole gradient
+
+
+class ScheduleSettings(Settings):
+    """The learning rate over time, as shares of `learning_rate`.
+
+    A linear warmup, then: `cosine` down to `final` at the last step; `constant`; or `wsd`, constant with a linear
+    descent to `final` over the last `decay` share of the steps (Hu et al. 2024, https://arxiv.org/abs/2404.06395,
+    section 4).
+    """
+
+    kind: Literal["cosine", "constant", "wsd"] = "cosine"
+    warmup: int = Field(default=0, ge=0)  # steps
+    final: float = Field(default=0.1, ge=0, le=1)
+    decay: float = Field(default=0.2, gt=0, le=1)
+
+
+def scale_of(step: int, steps: int, settings: ScheduleSettings) -> float:
+    """The share of the learning rate at `step` (from 0) of `steps`: a pure function, so that nothing is to be saved."""
+    if step < settings.warmup:
+        return (step + 1) / settings.warmup
+    if settings.kind == "constant":
+        return 1.0
+    if settings.kind == "cosine":
+        done = (step - settings.warmup) / max(1, steps - 1 - settings.warmup)
+        return settings.final + (1 - settings.final) * (1 + math.cos(math.pi * min(done, 1.0))) / 2
+    first = steps - max(1, round(settings.decay * steps))
+    done = (step + 1 - first) / (steps - first)
+    return 1.0 - (1 - settings.final) * min(max(done, 0.0), 1.0)
+
+
+def build_optimizers(parameters: Iterable[tuple[str, nn.Parameter]], settings: OptimizerSettings) -> list[Optimizer]:
+    """AdamW and, where asked for, Muon over the parameters that are trained."""
+    adamw: dict[tuple[DeviceMesh | None, bool], list[nn.Parameter]] = {}
+    muon: list[nn.Parameter] = []
+    for name, parameter in parameters:
+        if not parameter.requires_grad:
+            continue
+        if settings.kind == "muon" and parameter.dim() == 2 and ".layers." in name:
+            muon.append(parameter)
+            continue
+        # A fused update takes tensors of one mesh alone; tensor parallelism makes two.
+        mesh = parameter.device_mesh if isinstance(parameter, DTensor) else None
+        adamw.setdefault((mesh, parameter.dim() > 1), []).append(parameter)
+    groups = [
+        {"params": members, "weight_decay": settings.weight_decay if decays else 0.0}
+        for (_, decays), members in adamw.items()
+    ]
+    optimizers: list[Optimizer] = []
+    if groups:
+        optimizers.append(AdamW(groups, settings.learning_rate, settings.betas, settings.eps, fused=True))
+    if muon:
+        optimizers.append(Muon(muon, settings.learning_rate, settings.weight_decay, adjust_lr_fn="match_rms_adamw"))
+    return optimizers
+
+
+def set_learning_rate(optimizers: Iterable[Optimizer], value: float) -> None:
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = value
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> float:
+    """Scales all gradients so that their common norm is at most `limit`; returns the norm that they had.
+
+    Called by all ranks together. Each holds its shards; what several ranks hold counts once. (torch's own function
+    wants all of them on one mesh, which tensor parallelism does not give.)
+    """
+    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    world = dist.get_world_size()
+    squares = torch.zeros((), dtype=torch.float64, device=_local(grads[0]).device)
+    for grad in grads:
+        squares += _local(grad).float().square().sum(dtype=torch.float64) * (_count_shards(grad) / world)
+    dist.all_reduce(squares)
+    norm = float(squares.sqrt())
+    if norm > limit:
+        torch._foreach_mul_([_local(grad) for grad in grads], limit / norm)
+    return norm
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _count_shards(tensor: Tensor) -> int:
+    """Into how many different parts the ranks split a tensor."""
+    if not isinstance(tensor, DTensor):
+        return 1
+    sizes = zip(tensor.placements, tensor.device_mesh.shape, strict=True)
+    return math.prod(size for placement, size in sizes if not placement.is_replicate())

@@ -1,0 +1,172 @@
+"""A finished model spread over ranks, from outside and in a fixed order.
+
+In: a plain decoder with its loss, and how many ranks do what. Out: the same module, changed in place. Tensor parallel,
+then activation checkpointing, then `torch.compile`, then sharding (FSDP2). A single process takes the same path.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from pydantic import Field
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import Replicate
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.utils.checkpoint import checkpoint
+
+from chuan.errors import ChuanError
+from chuan.model.config import ModelConfig
+from chuan.recipes import Settings
+from chuan.training.loss import LanguageModelLoss
+
+
+class ParallelSettings(Settings):
+    """How the ranks that `torchrun` starts are used.
+
+    `tensor` of them split each matrix, `replicas` groups hold a copy of the weights each (HSDP, for several nodes), and
+    the rest shard weights, gradients and optimizer (FSDP).
+    """
+
+    tensor: int = Field(default=1, ge=1)
+    replicas: int = Field(default=1, ge=1)
+    checkpointing: bool = False  # activations of a layer are computed again on the way back
+    compile: bool = False
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The ranks of this run, seen from one of them."""
+
+    device: torch.device
+    mesh: DeviceMesh  # (replica, shard, tensor)
+    state_group: dist.ProcessGroup  # for checkpoints that are written while training goes on
+
+    @property
+    def is_first(self) -> bool:
+        return dist.get_rank() == 0
+
+    @property
+    def data_size(self) -> int:
+        """How many ranks see different rows."""
+        return self.mesh["replica"].size() * self.mesh["shard"].size()
+
+    @property
+    def data_rank(self) -> int:
+        return self.mesh["replica"].get_local_rank() * self.mesh["shard"].size() + self.mesh["shard"].get_local_rank()
+
+
+@contextmanager
+def join_ranks(settings: ParallelSettings, device: str) -> Iterator[Ranks]:
+    """Joins the ranks that `torchrun` started, or is the only one. `device` is "cpu" or "cuda"."""
+    alone = "RANK" not in os.environ
+    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+    local = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if device == "cuda" else torch.device(device)
+    if local.type == "cuda":
+        torch.cuda.set_device(local)
+    wait = timedelta(minutes=30)
+    if alone:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=wait)
+    else:
+        dist.init_process_group(backend, timeout=wait)
+    try:
+        world = dist.get_world_size()
+        if world % (settings.tensor * settings.replicas):
+            raise ChuanError(
+                f"{world} ranks cannot be {settings.replicas} replicas of {settings.tensor} tensor-parallel ranks; "
+                "change parallel.replicas, parallel.tensor or the number of processes"
+            )
+        shape = (settings.replicas, world // settings.tensor // settings.replicas, settings.tensor)
+        mesh = init_device_mesh(device, shape, mesh_dim_names=("replica", "shard", "tensor"))
+        yield Ranks(local, mesh, dist.new_group(backend="gloo"))
+    finally:
+        dist.destroy_process_group()
+
+
+def apply_parallel(
+    model: LanguageModelLoss, ranks: Ranks, settings: ParallelSettings, compute_dtype: torch.dtype
+) -> None:
+    """Everything, in order; `model` is on its device, its trained weights in float32."""
+    if settings.tensor > 1 and settings.compile:
+        # torch 2.13: gradients of a compiled layer come out wrong, by a factor near the number of ranks.
+        raise ChuanError("parallel.compile does not work with parallel.tensor above 1; leave one of them out")
+    if settings.tensor > 1:
+        apply_tensor_parallel(model, ranks.mesh["tensor"])
+    if settings.checkpointing:
+        apply_checkpointing(model)
+    if settings.compile:
+        apply_compile(model)
+    apply_sharding(model, ranks.mesh, compute_dtype)
+
+
+def apply_tensor_parallel(model: LanguageModelLoss, mesh: DeviceMesh) -> None:
+    """Splits each layer's matrices over the ranks of `mesh`, and the vocabulary of embedding and head."""
+    decoder = model.decoder
+    check_tensor_parallel(decoder.config, mesh.size())
+    plan = {
+        **{f"self_attn.{name}": ColwiseParallel() for name in ("q_proj", "k_proj", "v_proj")},
+        **{f"mlp.{name}": ColwiseParallel() for name in ("gate_proj", "up_proj")},
+        "self_attn.o_proj": RowwiseParallel(),
+        "mlp.down_proj": RowwiseParallel(),
+    }
+    for layer in decoder.model.layers:
+        parallelize_module(layer, mesh, plan)
+    embedding = RowwiseParallel(input_layouts=Replicate())
+    parallelize_module(decoder, mesh, {"model.embed_tokens": embedding, "lm_head": ColwiseParallel()})
+    decoder.tie_head()
+    model.vocabulary_group = mesh.get_group()
+
+
+def check_tensor_parallel(config: ModelConfig, size: int) -> None:
+    """Raises ChuanError where a dimension cannot be split evenly."""
+    for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size"):
+        if getattr(config, name) % size:
+            raise ChuanError(
+                f"{name} {getattr(config, name)} cannot be split over {size} tensor-parallel ranks; change "
+                "parallel.tensor"
+            )
+
+
+def apply_checkpointing(model: LanguageModelLoss) -> None:
+    """Keeps only each layer's input for the way back (Chen et al. 2016, https://arxiv.org/abs/1604.06174)."""
+    for layer in model.decoder.model.layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+
+
+def apply_compile(model: LanguageModelLoss) -> None:
+    """Compiles each layer; they share what is compiled."""
+    # Else every layer is compiled anew for the number that it carries.
+    torch._dynamo.config.allow_unspec_int_on_nn_module = True
+    for layer in model.decoder.model.layers:
+        layer.forward = torch.compile(layer.forward)
+
+
+def apply_sharding(model: LanguageModelLoss, mesh: DeviceMesh, compute_dtype: torch.dtype) -> None:
+    """FSDP2 (https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html): a layer at a time is whole.
+
+    Weights and their gradients stay in float32, copies for computing are in `compute_dtype`. With several replicas this
+    is HSDP.
+    """
+    data = mesh["replica", "shard"] if mesh["replica"].size() > 1 else mesh["shard"]
+    # The angles of the rotary embedding stay in float32.
+    policy = MixedPrecisionPolicy(compute_dtype, torch.float32, cast_forward_inputs=False)
+    for layer in model.decoder.model.layers:
+        fully_shard(layer, mesh=data, mp_policy=policy)
+    fully_shard(model, mesh=data, mp_policy=policy)
+
+
+def full_name(name: str) -> str:
+    """A parameter's name in the decoder, and so in a checkpoint."""
+    return name.removeprefix("decoder.")
+
+
+def count_trained(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
