@@ -167,6 +167,28 @@ def bench(
     raise typer.Exit(run_bench_command(model, bits, device, dtype, prompt_tokens, new_tokens, sequences, json))
 
 
+@app.command()
+def leaderboard(
+    runs: Annotated[str | None, typer.Option(help="A folder with runs of `chuan evaluate`, shown beside them.")] = None,
+    benchmark: Annotated[str | None, typer.Option(help="One table: C-Eval, Gaokao, AGIEval or MMLU.")] = None,
+    sort: Annotated[str, typer.Option(help="A column, or size, or model.")] = "Average",
+    columns: Annotated[str | None, typer.Option(help="Only these; several with commas.")] = None,
+    min_size: Annotated[float | None, typer.Option(help="In units of 10^9 parameters.")] = None,
+    max_size: Annotated[float | None, typer.Option(help="In units of 10^9 parameters.")] = None,
+    form: Annotated[str, typer.Option("--format", help="terminal, markdown, html or json.")] = "terminal",
+    compare: Annotated[
+        tuple[str, str] | None, typer.Option(help="Two folders of runs: do they differ, question by question?")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the resampling of --compare.")] = 0,
+) -> None:
+    """Show the published tables beside your own runs; what cannot be compared is not ranked."""
+    from chuan.evaluation.leaderboard_verb import run_compare, run_leaderboard
+
+    if compare is not None:
+        raise typer.Exit(run_compare(*compare, seed))
+    raise typer.Exit(run_leaderboard(runs, benchmark, sort, columns, min_size, max_size, form))
+
+
 @corpus_app.command("build")
 def corpus_build(
     recipe: Annotated[str, typer.Argument(help="A recipe in TOML; recipes/corpus-mini.toml is one.")],
@@ -181,6 +203,20 @@ def corpus_build(
     raise typer.Exit(run_corpus_build(recipe, overrides or []))
 
 
+@corpus_app.command("mix")
+def corpus_mix(
+    recipe: Annotated[str, typer.Argument(help="A recipe in TOML; recipes/mixture-mini.toml is one.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="a.b=c replaces a value of the recipe; may be repeated.")
+    ] = None,
+) -> None:
+    """Find how often each source should be taken, by training many tiny models. A search that was ended goes on."""
+    _require("datatrove", "corpus")
+    from chuan.training.mixture import run_corpus_mix
+
+    raise typer.Exit(run_corpus_mix(recipe, overrides or []))
+
+
 @tokenizer_app.command("train")
 def tokenizer_train(
     recipe: Annotated[str, typer.Argument(help="A recipe in TOML; recipes/tokenizer-mini.toml is one.")],
@@ -193,6 +229,20 @@ def tokenizer_train(
     from chuan.terminal.tokenizer import run_tokenizer_train
 
     raise typer.Exit(run_tokenizer_train(recipe, overrides or []))
+
+
+@app.command()
+def pretrain(
+    recipe: Annotated[str, typer.Argument(help="A recipe in TOML; recipes/pretrain-mini.toml is one.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="a.b=c replaces a value of the recipe; may be repeated.")
+    ] = None,
+) -> None:
+    """Train a new model on shards of tokens. A run that was ended goes on; `torchrun` spreads it over many ranks."""
+    _require("tensorboard", "train")
+    from chuan.training.pretrain import run_pretrain
+
+    raise typer.Exit(run_pretrain(recipe, overrides or []))
 
 
 def main() -> None:

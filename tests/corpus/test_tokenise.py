@@ -72,6 +72,30 @@ def test_weights_repeat_and_thin_out(corpus, vocabulary):  # noqa: F811
     assert 15 <= sum(document.source == "en" for document in found) <= 45
 
 
+def test_the_mixture_multiplies_by_source_and_language(corpus, vocabulary):  # noqa: F811
+    path = corpus / "recipe.toml"
+    path.write_text(path.read_text().replace('name = "zh"', 'name = "zh"\nweight = 1.5'))
+    mixture = "mixture={languages = {zh = 2.0}, sources = {en = 0.0}}"
+    reader = ShardReader(build(corpus, "out", vocabulary, "tokens.validation_share=0.0", mixture) / "shards")
+    found = [reader.describe(number) for number in range(len(reader))]
+    assert {document.source for document in found} == {"zh"}
+    assert len(found) == 180
+    assert reader.manifest.mixture["weights"] == {"zh": {"en": 1.5, "zh": 3.0}, "en": {"en": 0.0, "zh": 0.0}}
+
+
+@pytest.mark.parametrize(
+    ("mixture", "complaint"),
+    [
+        ("{sources = {fr = 1.0}}", "mixture.sources names fr, which is no source"),
+        ("{languages = {fr = 1.0}}", "mixture.languages.fr"),
+        ("{sources = {en = -1.0}}", "mixture.sources.en: .*greater than or equal to 0"),
+    ],
+)
+def test_a_mixture_that_cannot_be_is_one_line(corpus, mixture, complaint):  # noqa: F811
+    with pytest.raises(ChuanError, match=complaint):
+        recipe(corpus, "out", f"mixture={mixture}")
+
+
 def test_a_damaged_shard_is_named(corpus, vocabulary):  # noqa: F811
     shards = build(corpus, "out", vocabulary) / "shards"
     victim = shards / "train-00001.tokens.npy"
@@ -86,6 +110,6 @@ def test_a_damaged_shard_is_named(corpus, vocabulary):  # noqa: F811
 
 
 def test_a_tokenizer_that_is_not_there_is_said_before_any_work(corpus, tmp_path):  # noqa: F811
-    with pytest.raises(ChuanError, match="holds no tokenizer"):
+    with pytest.raises(ChuanError, match="has no tokenizer"):
         build(corpus, "out", tmp_path / "none")
     assert not (corpus / "out").exists()

@@ -18,9 +18,7 @@ from chuan.checkpoints.weights import open_tensor_files
 from chuan.errors import ChuanError
 from chuan.json_file import read_json, read_json_if_there
 from chuan.model.config import ModelConfig
-from chuan.tokenizer.json_tokenizer import JsonTokenizer
-from chuan.tokenizer.spm import SentencePieceTokenizer
-from chuan.tokenizer.tokenizer import Tokenizer
+from chuan.tokenizer.folder import load_folder_tokenizer, read_special_tokens
 
 BAICHUAN2_VOCABULARY = 125696
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -44,7 +42,7 @@ def open_folder(folder: Path) -> Checkpoint:
         raise ChuanError(f"{folder} holds a model of type {model_type!r:.60}; Chuan opens llama and baichuan")
     generation_config = _read_generation_config(folder, raw)
     tokenizer_config = read_json_if_there(folder / "tokenizer_config.json")
-    special = _read_special_tokens(folder, tokenizer_config)
+    special = read_special_tokens(folder)
     role_ids = read_role_ids(generation_config, config.vocab_size)
     return Checkpoint(
         path=folder,
@@ -58,7 +56,9 @@ def open_folder(folder: Path) -> Checkpoint:
             special,
             role_ids or (),
             vocab_size=config.vocab_size,
+            # Left unsaid, Llama adds a bos and Baichuan does not.
             add_bos=model_type == "llama" and role_ids is None,
+            prefer_model=role_ids is not None,  # which make it a Baichuan chat model
         ),
         bits=_read_bits(folder, raw),
         generation_config=generation_config,
@@ -67,30 +67,6 @@ def open_folder(folder: Path) -> Checkpoint:
         role_ids=role_ids,
         read_card=functools.partial(read_front_matter, folder),
     )
-
-
-def load_folder_tokenizer(
-    folder: Path, special: Mapping[str, str], control_ids: tuple[int, ...], vocab_size: int, add_bos: bool
-) -> Tokenizer:
-    """`tokenizer.model` where role ids make it a Baichuan chat model or nothing else is there, else `tokenizer.json`.
-
-    Added tokens beyond the embedding (`<pad>` in published folders) are ignored: their ids crash a model.
-    """
-    model_file, json_file = folder / "tokenizer.model", folder / "tokenizer.json"
-    if model_file.is_file() and (control_ids or not json_file.is_file()):
-        # What tokenizer_config.json says is obeyed; left unsaid, Llama adds a bos and Baichuan does not.
-        says = read_json_if_there(folder / "tokenizer_config.json").get("add_bos_token")
-        add_bos = says if isinstance(says, bool) else add_bos
-        return SentencePieceTokenizer(_read_bytes(model_file), control_ids, add_bos=add_bos)
-    if json_file.is_file():
-        description = read_json(json_file)
-        added = description.get("added_tokens")
-        if isinstance(added, list):
-            description["added_tokens"] = [
-                t for t in added if isinstance(t, dict) and _is_below(t.get("id"), vocab_size)
-            ]
-        return JsonTokenizer(description, special, control_ids)
-    raise ChuanError(f"{folder} has no tokenizer: neither tokenizer.model nor tokenizer.json; fetch it again")
 
 
 def read_role_ids(generation_config: Mapping[str, Any], vocab_size: int) -> tuple[int, int] | None:
@@ -168,18 +144,6 @@ def _has_order(weights: list[Any]) -> bool:
     return bool(weights[0].get("actorder"))
 
 
-def _read_special_tokens(folder: Path, tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
-    """Special tokens by role; a token is a string or a table with its content."""
-    merged = read_json_if_there(folder / "special_tokens_map.json") | dict(tokenizer_config)
-    special = {}
-    for role in ("bos_token", "eos_token", "unk_token", "pad_token"):
-        token = merged.get(role)
-        token = token.get("content") if isinstance(token, Mapping) else token
-        if isinstance(token, str):
-            special[role] = token
-    return special
-
-
 def _read_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
     path = folder / "chat_template.jinja"
     if path.is_file():
@@ -198,10 +162,6 @@ def _read_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str | N
     except UnicodeEncodeError:
         raise ChuanError(f"{folder} has a chat template with half a character in it; fetch it again") from None
     return template
-
-
-def _is_below(token_id: Any, vocab_size: int) -> bool:
-    return isinstance(token_id, int) and token_id < vocab_size
 
 
 def _read_bytes(path: Path) -> bytes:

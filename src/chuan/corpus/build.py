@@ -23,6 +23,7 @@ from chuan.corpus.clean import clean_stages
 from chuan.corpus.decontaminate import decontaminate_stages
 from chuan.corpus.dedup import dedup_stages
 from chuan.corpus.executors import Runner
+from chuan.corpus.mixture import weigh
 from chuan.corpus.recipe import CorpusRecipe, count_workers
 from chuan.corpus.report import write_report
 from chuan.corpus.sources import SourceFile, assign_pieces, find_files
@@ -121,10 +122,10 @@ def plan_parts(recipe: CorpusRecipe, files: Sequence[SourceFile], output: Path) 
         kept = work / "decontaminate" / "kept"
         parts.append(Part("decontaminate", stages, kept))
     if recipe.tokens is not None:
-        weights = {source.name: source.weight for source in recipe.sources}
         languages = sorted({*recipe.clean.language.keep, *(s.language for s in recipe.sources if s.language)})
+        weights = weigh(recipe.mixture, recipe.sources, languages)
         folders = str(kept), str(work / "tokens"), str(output / "shards")
-        stages = token_stages(recipe.tokens, weights, languages, _fixed(recipe), *folders, recipe.tasks)
+        stages = token_stages(recipe.tokens, weights, _fixed(recipe), *folders, recipe.tasks)
         parts.append(Part("tokens", stages))
     parts.append(Part("report", tally_stages(str(work), str(kept), str(work / "tally"), recipe.tasks)))
     return parts

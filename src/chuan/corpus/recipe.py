@@ -9,12 +9,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from chuan.corpus.clean import CleanSettings
 from chuan.corpus.decontaminate import DecontaminateSettings
 from chuan.corpus.dedup import DedupSettings
 from chuan.corpus.executors import ExecutorSettings
+from chuan.corpus.mixture import MixtureSettings
 from chuan.corpus.sources import SourceSettings
 from chuan.corpus.tokenise import TokenSettings
 from chuan.recipes import Settings, load_recipe
@@ -34,6 +35,7 @@ class CorpusRecipe(Settings):
     clean: CleanSettings = Field(default_factory=CleanSettings)
     dedup: DedupSettings | None = None
     decontaminate: DecontaminateSettings | None = None
+    mixture: MixtureSettings = Field(default_factory=MixtureSettings)
     tokens: TokenSettings | None = None
 
     @field_validator("output")
@@ -44,6 +46,12 @@ class CorpusRecipe(Settings):
         if "://" in output:
             raise ValueError("it is a folder of a file system that all workers see, no address")
         return output
+
+    @model_validator(mode="after")
+    def _mixes_what_is_there(self) -> CorpusRecipe:
+        if unknown := sorted(self.mixture.sources.keys() - {source.name for source in self.sources}):
+            raise ValueError(f"mixture.sources names {unknown[0]}, which is no source of this recipe")
+        return self
 
 
 def load_corpus_recipe(path: str | Path, overrides: Sequence[str] = ()) -> CorpusRecipe:

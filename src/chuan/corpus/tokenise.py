@@ -60,8 +60,7 @@ class TokenSettings(Settings):
 
 def token_stages(
     settings: TokenSettings,
-    weights: Mapping[str, float],
-    languages: Sequence[str],
+    weights: Mapping[str, Mapping[str, float]],
     recipe: dict[str, Any],
     source: str,
     work: str,
@@ -70,15 +69,18 @@ def token_stages(
 ) -> list[Stage]:
     """The stages from the documents in `source` to the folder `shards`.
 
-    `weights`: how often each source is taken, by name: 0.25 is every fourth document, 2.5 is each twice and every
-    second a third time. `recipe` goes into the manifest as it is. Raises ChuanError for a tokenizer that cannot serve.
+    `weights`: how often a document is taken, by source and language: 0.25 is every fourth document, 2.5 is each twice
+    and every second a third time. `recipe` goes into the manifest as it is. Raises ChuanError for a tokenizer that
+    cannot serve.
     """
     entry = describe_tokenizer(settings.tokenizer)
     dtype = choose_dtype(entry.vocab_size)
     seed = int(recipe.get("seed", 0))
-    encode = Tokenise(settings, dict(weights), list(languages), entry.eos_id, seed, dtype, work)
-    gather = WriteShards(settings, list(weights), list(languages), dtype, work, shards)
-    finish = WriteManifest(settings, dict(weights), list(languages), entry, recipe, work, shards)
+    plain = {name: dict(by_language) for name, by_language in weights.items()}
+    languages = list(dict.fromkeys(language for by_language in plain.values() for language in by_language))
+    encode = Tokenise(settings, plain, languages, entry.eos_id, seed, dtype, work)
+    gather = WriteShards(settings, list(plain), languages, dtype, work, shards)
+    finish = WriteManifest(settings, plain, languages, entry, recipe, work, shards)
     return [
         Stage("tokens", [read_documents(source), encode], tasks),
         Stage("shards", [gather], settings.shards + 1),
@@ -108,7 +110,7 @@ class Tokenise(PipelineStep):
     def __init__(
         self,
         settings: TokenSettings,
-        weights: dict[str, float],
+        weights: dict[str, dict[str, float]],
         languages: list[str],
         eos_id: int,
         seed: int,
@@ -140,7 +142,7 @@ class Tokenise(PipelineStep):
                     tokens = np.array([*token_ids, self.eos_id], self.dtype).tobytes()
                     source, language = document.metadata["source"], document.metadata["language"]
                     text_hash = xxhash.xxh3_64_intdigest(document.text.encode("utf-8"))
-                    for shard, key, copy in self._place(text_hash, self.weights[source]):
+                    for shard, key, copy in self._place(text_hash, self.weights[source][language]):
                         row = (key, text_hash, len(token_ids) + 1, sources[source], languages[language], copy)
                         files[shard][0].write(tokens)
                         files[shard][1].write(np.array([row], _ROW).tobytes())
@@ -220,7 +222,7 @@ class WriteManifest(PipelineStep):
     def __init__(
         self,
         settings: TokenSettings,
-        weights: dict[str, float],
+        weights: dict[str, dict[str, float]],
         languages: list[str],
         tokenizer: TokenizerEntry,
         recipe: dict[str, Any],

@@ -30,20 +30,49 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
         return JsonTokenizer(read_json(path))
     if path.is_file():
         return SentencePieceTokenizer(_read_bytes(path))
-    model_file, json_file = path / "tokenizer.model", path / "tokenizer.json"
     roles = read_json_if_there(path / "generation_config.json")
-    control_ids = [roles[key] for key in _ROLES if isinstance(roles.get(key), int)]
-    described = read_json_if_there(path / "tokenizer_config.json")
-    if model_file.is_file():
-        return SentencePieceTokenizer(
-            _read_bytes(model_file), control_ids, add_bos=described.get("add_bos_token") is True
-        )
+    control_ids = tuple(roles[key] for key in _ROLES if isinstance(roles.get(key), int))
+    return load_folder_tokenizer(path, read_special_tokens(path), control_ids)
+
+
+def load_folder_tokenizer(
+    folder: Path,
+    special: Mapping[str, str],
+    control_ids: tuple[int, ...],
+    vocab_size: int | None = None,
+    add_bos: bool = False,
+    prefer_model: bool = True,
+) -> Tokenizer:
+    """The tokenizer of a folder: its `tokenizer.model` if that is preferred or alone, else its `tokenizer.json`.
+
+    `add_bos` is for a `tokenizer.model` of which `tokenizer_config.json` says nothing. Added tokens from `vocab_size`
+    on (`<pad>` in published folders) are ignored: their ids crash a model. Raises ChuanError as `load_tokenizer`.
+    """
+    model_file, json_file = folder / "tokenizer.model", folder / "tokenizer.json"
+    if model_file.is_file() and (prefer_model or not json_file.is_file()):
+        says = read_json_if_there(folder / "tokenizer_config.json").get("add_bos_token")
+        add_bos = says if isinstance(says, bool) else add_bos
+        return SentencePieceTokenizer(_read_bytes(model_file), control_ids, add_bos=add_bos)
     if json_file.is_file():
-        tokens = {role: described.get(role) for role in _SPECIAL}
-        contents = {role: t.get("content") if isinstance(t, Mapping) else t for role, t in tokens.items()}
-        special = {role: content for role, content in contents.items() if isinstance(content, str)}
-        return JsonTokenizer(read_json(json_file), special, control_ids)
-    raise ChuanError(f"{path} holds no tokenizer: neither tokenizer.model nor tokenizer.json; check the path")
+        description = read_json(json_file)
+        added = description.get("added_tokens")
+        if isinstance(added, list) and vocab_size is not None:
+            description["added_tokens"] = [
+                t for t in added if isinstance(t, dict) and isinstance(t.get("id"), int) and t["id"] < vocab_size
+            ]
+        return JsonTokenizer(description, special, control_ids)
+    raise ChuanError(
+        f"{folder} has no tokenizer: neither tokenizer.model nor tokenizer.json; check the path, or fetch it again"
+    )
+
+
+def read_special_tokens(folder: Path) -> dict[str, str]:
+    """Special tokens by role; a token is a string or a table with its content."""
+    described = read_json_if_there(folder / "special_tokens_map.json")
+    described |= read_json_if_there(folder / "tokenizer_config.json")
+    tokens = {role: described.get(role) for role in _SPECIAL}
+    contents = {role: t.get("content") if isinstance(t, Mapping) else t for role, t in tokens.items()}
+    return {role: content for role, content in contents.items() if isinstance(content, str)}
 
 
 def save_tokenizer(folder: Path, tokenizer: Tokenizer, special: Mapping[str, str]) -> None:

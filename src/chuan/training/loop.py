@@ -57,8 +57,8 @@ class Trainer:
         self.model, self.optimizers, self.recipe, self.ranks, self.task = model, optimizers, recipe, ranks, task
         if recipe.batch.rows % ranks.data_size:
             raise ChuanError(
-                f"batch.rows {recipe.batch.rows} cannot be shared out evenly over {ranks.data_size} ranks; change it or "
-                "the number of processes"
+                f"batch.rows {recipe.batch.rows} cannot be shared out evenly over {ranks.data_size} ranks; change "
+                "it or the number of processes"
             )
         self.folder = Path(recipe.output)
         self.states = StateFolder(self.folder / "state", ranks, recipe.state)

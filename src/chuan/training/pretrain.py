@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -20,7 +20,6 @@ from chuan.corpus.shard_format import hash_file
 from chuan.corpus.shards import ShardReader
 from chuan.errors import ChuanError
 from chuan.inference.device import choose_device
-from chuan.json_file import read_json_if_there
 from chuan.model.config import ModelConfig
 from chuan.model.decoder import Decoder
 from chuan.recipes import load_recipe, render_recipe
@@ -148,8 +147,8 @@ def check_same_run(begun: TrainRecipe, now: TrainRecipe) -> None:
         free = key.split(".")[0] in _FREE or key == "batch.micro_rows"
         if not free and old.get(key) != new.get(key):
             raise ChuanError(
-                f"{now.output} holds a run with {key} = {old.get(key)!r}, not {new.get(key)!r}; set it back to go on, or "
-                "choose another output"
+                f"{now.output} holds a run with {key} = {old.get(key)!r}, not {new.get(key)!r}; set it back to go on, "
+                "or choose another output"
             )
 
 
@@ -167,8 +166,8 @@ def check_vocabulary(reader: ShardReader, tokenizer: str, config: ModelConfig) -
     file = path / entry.file if path.is_dir() else path
     if not file.is_file() or hash_file(file) != entry.sha256:
         raise ChuanError(
-            f"the ids in {reader.folder} are not of the tokenizer {tokenizer}; name the one that the corpus was built with "
-            "as data.tokenizer"
+            f"the ids in {reader.folder} are not of the tokenizer {tokenizer}; name the one that the corpus was built "
+            "with as data.tokenizer"
         )
     if entry.vocab_size > config.vocab_size:
         raise ChuanError(
@@ -180,7 +179,8 @@ def check_vocabulary(reader: ShardReader, tokenizer: str, config: ModelConfig) -
 def gather_weights(model: LanguageModelLoss) -> dict[str, Tensor]:
     """Every weight, whole, on the first rank's CPU; the others get nothing. Called by all ranks."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return {full_name(name): tensor for name, tensor in get_model_state_dict(model, options=options).items()}
+    weights = cast("dict[str, Tensor]", get_model_state_dict(model, options=options))
+    return {full_name(name): tensor for name, tensor in weights.items()}
 
 
 def save_model(

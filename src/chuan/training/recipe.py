@@ -20,8 +20,8 @@ from chuan.training.watch import WatchSettings
 
 
 class BatchSettings(Settings):
-    """`rows` are a step's, over all ranks; a rank takes `micro_rows` of its share at a time. Only the first changes what
-    is computed."""
+    """`rows` are a step's, over all ranks; a rank takes `micro_rows` of its share at a time, which changes nothing but
+    memory and speed."""
 
     rows: int = Field(ge=1)
     micro_rows: int = Field(default=1, ge=1)

@@ -80,8 +80,8 @@ class ShardRows:
         self._count = (reader.token_count - 1) // length
         if self._count < 1:
             raise ChuanError(
-                f"{reader.folder} has {reader.token_count:,} tokens in its split {reader.split!r}, less than one row of "
-                f"{length}; build a larger corpus or set a smaller data.length"
+                f"{reader.folder} has {reader.token_count:,} tokens in its split {reader.split!r}, less than one row "
+                f"of {length}; build a larger corpus or set a smaller data.length"
             )
 
     def __len__(self) -> int:

@@ -84,7 +84,7 @@ class StateFolder:
         reasons = [reason for reason in failed if reason is not None]
         if reasons:
             raise ChuanError(
-                f"the training state could not be written to {self._folder}: {reasons[0]}; free space or put it right and "
+                f"the training state could not be written to {self._folder}: {reasons[0]}; put that right and "
                 "start again: the run goes on from the newest whole state"
             )
 
