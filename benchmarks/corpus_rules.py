@@ -23,6 +23,7 @@ from chuan.corpus.rules import RuleSettings, find_reason
 from chuan.corpus.sources import Piece, SourceSettings, find_files
 
 _KINDS: list[scrub.Kind] = ["email", "phone", "id", "ip", "card"]
+_SCORES = (0.3, 0.65)  # where documents leave by default, and where FineWeb drops them
 _CONTEXT = 40  # characters on each side of a find
 
 
@@ -40,12 +41,15 @@ def main() -> None:
             if not isinstance(record, str) or number % options.every:
                 continue
             text = normalise(record)
-            language = detector.detect(text)[0]
+            language, score = detector.detect(text)
             seen[language] += 1
             size += len(text.encode())
             if language not in ("zh", "en"):
                 finds.add(f"language:{language}", text, 0, 0)
                 continue
+            for bound in _SCORES:
+                if score < bound:
+                    finds.add(f"language score below {bound}:{language}", text, 0, 0)
             if (reason := find_reason(text, language, settings)) is not None:
                 finds.add(reason, text, 0, 0)
             for kind in _KINDS:

@@ -19,6 +19,7 @@ TIERS = [
     {"inference"},
     {"terminal", "training", "evaluation", "serving", "integrations"},
     {"cli"},
+    {"__main__"},
 ]
 RANK = {name: rank for rank, tier in enumerate(TIERS) for name in tier}
 

@@ -168,6 +168,34 @@ def bench(
 
 
 @app.command()
+def evaluate(
+    model: Model,
+    benchmark: Annotated[str, typer.Option(help="ceval, mmlu, agieval, agieval-v1, gaokao; several with commas.")],
+    data: Annotated[str, typer.Option(help="The folder that holds the benchmarks' files.")],
+    protocol: Annotated[str, typer.Option(help="Whose prompts and rules: baichuan, official, harness.")] = "baichuan",
+    split: Annotated[str | None, typer.Option(help="dev, val or test. (default: test)")] = None,
+    shots: Annotated[int, typer.Option(help="Demonstrations before each question.")] = 5,
+    shuffle_seed: Annotated[
+        int | None, typer.Option(help="Draw the demonstrations anew for every question. (default: the first ones)")
+    ] = None,
+    subjects: Annotated[str | None, typer.Option(help="Only these; several with commas.")] = None,
+    bits: Annotated[
+        str | None, typer.Option(help="16, 8, 4, or several with commas, which are compared. (default: as the files)")
+    ] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    output: Annotated[
+        str, typer.Option(help="Where the folders of the runs go; a run that was ended goes on.")
+    ] = "runs",
+) -> None:
+    """Ask a model the questions of benchmarks: accuracy, a report, and every answer, in a folder a run."""
+    from chuan.evaluation.evaluate_verb import run_evaluate
+
+    given = (protocol, split, shots, shuffle_seed, subjects, bits, device, dtype, output)
+    raise typer.Exit(run_evaluate(model, benchmark, data, *given))
+
+
+@app.command()
 def leaderboard(
     runs: Annotated[str | None, typer.Option(help="A folder with runs of `chuan evaluate`, shown beside them.")] = None,
     benchmark: Annotated[str | None, typer.Option(help="One table: C-Eval, Gaokao, AGIEval or MMLU.")] = None,

@@ -40,7 +40,7 @@ class IndexSettings(Settings):
     """How long a run of tokens is that counts."""
 
     words: int = Field(default=13, ge=2, le=100)  # GPT-3 (https://arxiv.org/abs/2005.14165, appendix C)
-    characters: int = Field(default=16, ge=2, le=100)  # of Chinese; chosen by measurement, see docs/corpus.md
+    characters: int = Field(default=16, ge=2, le=100)  # of Chinese, about eleven words; ours
     min_tokens: int = Field(default=5, ge=1)  # questions that are shorter as a whole cannot be told from other text
 
 

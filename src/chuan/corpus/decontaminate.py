@@ -52,7 +52,7 @@ class DecontaminateSettings(IndexSettings):
 
     benchmarks: list[BenchmarkSettings] = Field(min_length=1)
     # Of the runs of a question's stem, of its stem with its options, or of its passage. One run of a long question is
-    # mostly a quotation that both took from elsewhere; see docs/corpus.md for what other shares find.
+    # mostly a quotation that both took from elsewhere, so half of them is asked for.
     min_share: float = Field(default=0.5, gt=0, le=1)
     margin: int = Field(default=200, ge=0)  # characters around a find that go with it (GPT-3, appendix C)
     max_share: float = Field(default=0.3, ge=0, le=1)  # of a document that may go so; beyond, the whole of it leaves

@@ -1,0 +1,66 @@
+"""Shares of right answers with their standard errors, by subject, category and as a whole.
+
+In: rows of a run. Out: the `accuracy` of run.json. A micro average is over questions, a macro average over subjects.
+The standard error takes the questions as a sample of their subject: sqrt(p (1 - p) / (n - 1)) a subject, and for a macro
+average the root of the summed squares over the number of subjects.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from chuan.evaluation.protocols import Kind
+from chuan.tasks.question import Subject
+
+Row = Mapping[str, Any]
+Part = dict[str, Any]
+
+
+def measure_accuracy(rows: Sequence[Row], subjects: Mapping[str, Subject], kind: Kind) -> dict[str, Any]:
+    """Average, categories (with C-Eval's Hard), levels where there are some, and subjects."""
+    by_subject: dict[str, list[Row]] = {}
+    for row in rows:
+        by_subject.setdefault(row["subject"], []).append(row)
+    parts = {name: measure_part([by_subject[name]], "micro") for name in subjects if name in by_subject}
+
+    def group(wanted: Mapping[str, bool]) -> Part:
+        return measure_part([by_subject[name] for name in by_subject if wanted[name]], kind)
+
+    categories: dict[str, Part] = {}
+    for category in dict.fromkeys(subject.category for subject in subjects.values()):
+        if any(subjects[name].category == category for name in by_subject):
+            categories[category] = group({name: subjects[name].category == category for name in subjects})
+    if any(subjects[name].is_hard for name in by_subject):
+        categories["Hard"] = group({name: subjects[name].is_hard for name in subjects})
+    accuracy = {"average": group(dict.fromkeys(subjects, True)), "categories": categories, "subjects": parts}
+    levels = [level for level in dict.fromkeys(s.level for s in subjects.values()) if level]
+    if levels:
+        accuracy["levels"] = {
+            level: group({name: subjects[name].level == level for name in subjects})
+            for level in levels
+            if any(subjects[name].level == level for name in by_subject)
+        }
+    return accuracy
+
+
+def measure_part(groups: Sequence[Sequence[Row]], kind: Kind) -> Part:
+    """One figure over the questions of some subjects; without a value where any question has no known answer."""
+    questions = sum(len(group) for group in groups)
+    part: Part = {"value": None, "standard_error": None, "questions": questions, "kind": kind}
+    if not questions or any(row["correct"] is None for group in groups for row in group):
+        return part
+    samples = [[bool(row["correct"]) for row in group] for group in groups]
+    if kind == "micro":
+        samples = [[right for sample in samples for right in sample]]
+    part["value"] = sum(sum(sample) / len(sample) for sample in samples) / len(samples)
+    if all(len(sample) > 1 for sample in samples):
+        variances = [_variance_of_mean(sample) for sample in samples]
+        part["standard_error"] = math.sqrt(sum(variances)) / len(samples)
+    return part
+
+
+def _variance_of_mean(sample: Sequence[bool]) -> float:
+    share = sum(sample) / len(sample)
+    return share * (1 - share) / (len(sample) - 1)

@@ -1,0 +1,123 @@
+"""The loss and its gradients against torch's and transformers' own; documents in a row against documents alone."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import chuan.training.loss as loss_module
+from chuan.training.loss import LanguageModelLoss, LossSettings, cross_entropy
+from chuan.training.packed import PackedAttention, count_positions
+from chuan.training.rows import IGNORED
+from tests.support.tiny import build_tiny_config, build_tiny_llama
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("max_z", [0.0, 0.01])
+def test_cross_entropy_is_torchs_in_slices(monkeypatch, max_z):
+    monkeypatch.setattr(loss_module, "_CPU_LOGITS", 300)  # three positions at a time
+    torch.manual_seed(0)
+    hidden = torch.randn(20, 16, requires_grad=True)
+    weight = torch.randn(100, 16, requires_grad=True)
+    targets = torch.randint(0, 100, (20,))
+    logits = hidden @ weight.T
+    nll = F.cross_entropy(logits, targets, reduction="sum")
+    expected = nll + max_z * logits.max(dim=-1).values.square().sum()
+    grads = torch.autograd.grad(expected / 7, [hidden, weight])
+    total, found_nll = cross_entropy(hidden, weight, targets, max_z)
+    found = torch.autograd.grad(total / 7, [hidden, weight])
+    torch.testing.assert_close(total, expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(found_nll, nll, rtol=1e-5, atol=0)
+    for ours, theirs in zip(found, grads, strict=True):
+        assert relative(ours, theirs) < 1e-5
+
+
+def test_no_target_gives_no_loss_and_no_gradient():
+    hidden = torch.randn(0, 8, requires_grad=True)
+    weight = torch.randn(10, 8, requires_grad=True)
+    total, _ = cross_entropy(hidden, weight, torch.zeros(0, dtype=torch.long))
+    total.backward()
+    assert total == 0
+    assert not weight.grad.any()
+
+
+@pytest.mark.parametrize("changes", [{}, {"num_key_value_heads": 2, "tie_word_embeddings": True}])
+def test_gradients_are_those_of_transformers(changes):
+    theirs, ours = build_tiny_llama(build_tiny_config(**changes))
+    model = LanguageModelLoss(ours, LossSettings())
+    torch.manual_seed(1)
+    tokens = torch.randint(0, 307, (3, 25))
+    labels = tokens.clone()
+    labels[0, :10] = IGNORED
+    theirs.train()
+    expected = theirs(tokens, labels=labels).loss
+    expected.backward()
+    targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+    total, _ = model(tokens, torch.zeros_like(tokens), targets)
+    found = total / (targets != IGNORED).sum()
+    found.backward()
+    assert abs(found.item() / expected.item() - 1) < 1e-5
+    gradients = dict(ours.named_parameters())
+    for name, parameter in theirs.named_parameters():
+        assert relative(gradients[name].grad, parameter.grad) < 1e-5, name
+
+
+def test_a_normalized_head_is_one_of_unit_rows():
+    _, ours = build_tiny_llama(build_tiny_config())
+    model = LanguageModelLoss(ours, LossSettings(normalized_head=True))
+    tokens = torch.randint(0, 307, (2, 12))
+    total, _ = model(tokens, torch.zeros_like(tokens), tokens)
+    (by_ours,) = torch.autograd.grad(total, [ours.lm_head.weight])
+    hidden = ours.model.norm(ours.hidden_states(tokens))
+    expected = F.cross_entropy(F.linear(hidden, F.normalize(ours.lm_head.weight)).flatten(0, 1), tokens.flatten(),
+                               reduction="sum")  # fmt: skip
+    (by_torch,) = torch.autograd.grad(expected, [ours.lm_head.weight])
+    assert relative(by_ours, by_torch) < 1e-5
+
+
+def packed_row() -> tuple[Tensor, Tensor, Tensor, list[slice]]:
+    """Three documents in a row of 30."""
+    torch.manual_seed(2)
+    tokens = torch.randint(0, 307, (1, 30))
+    documents = torch.tensor([[0] * 7 + [1] * 13 + [2] * 10])
+    targets = torch.roll(tokens, -1, 1)
+    targets[0, [6, 19, 29]] = IGNORED
+    return tokens, documents, targets, [slice(0, 7), slice(7, 20), slice(20, 30)]
+
+
+def test_packed_is_unpacked():
+    _, ours = build_tiny_llama(build_tiny_config())
+    model = LanguageModelLoss(ours, LossSettings())
+    tokens, documents, targets, parts = packed_row()
+    total, _ = model(tokens, documents, targets)
+    together = torch.autograd.grad(total, list(ours.parameters()))
+    alone = [
+        model(tokens[:, part], torch.zeros_like(tokens[:, part]), targets[:, part])[0] for part in parts
+    ]  # fmt: skip
+    total_alone = torch.stack(alone).sum()
+    separate = torch.autograd.grad(total_alone, list(ours.parameters()))
+    assert abs(total.item() / total_alone.item() - 1) < 1e-5
+    for a, b in zip(together, separate, strict=True):
+        assert relative(a, b) < 1e-5
+
+
+def test_a_document_does_not_see_its_neighbour():
+    _, ours = build_tiny_llama(build_tiny_config())
+    tokens, documents, _, parts = packed_row()
+    changed = tokens.clone()
+    changed[0, parts[0]] = torch.randint(0, 307, (7,))
+    outputs = [
+        ours.hidden_states(ids, PackedAttention(documents), positions=count_positions(documents))
+        for ids in (tokens, changed)
+    ]
+    assert not torch.equal(outputs[0][0, parts[0]], outputs[1][0, parts[0]])
+    for part in parts[1:]:
+        assert torch.equal(outputs[0][0, part], outputs[1][0, part])
+
+
+def test_positions_begin_anew_with_each_document():
+    documents = torch.tensor([[3, 3, 4, 4, 4, 6], [0, 0, 0, 0, 0, 0]])
+    assert count_positions(documents).tolist() == [[0, 1, 0, 1, 2, 0], [0, 1, 2, 3, 4, 5]]
