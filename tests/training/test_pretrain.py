@@ -2,7 +2,6 @@
 
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from chuan.errors import ChuanError
 from chuan.training.pretrain import pretrain
 from chuan.training.watch import read_log
 from tests.support.tiny_run import read_tiny_recipe, write_tiny_recipe
+from tests.support.tiny_tokenizer import train_tiny_sentencepiece
 from tests.support.torchrun import ROOT, torchrun
 
 
@@ -271,8 +271,7 @@ def test_a_folder_of_another_recipe_is_refused(path):
 
 
 def test_shards_of_another_tokenizer_are_refused(path):
-    other = path.parent / "other"
-    shutil.copytree(path.parent / "tokenizer", other)
-    (other / "tokenizer.model").write_bytes((other / "tokenizer.model").read_bytes() + b"\x0a\x00")
+    other = path.parent / "other.model"
+    other.write_bytes(train_tiny_sentencepiece(seed=1))
     with pytest.raises(ChuanError, match="are not of the tokenizer"):
         pretrain(read_tiny_recipe(path, f"data.tokenizer={other}"))

@@ -20,6 +20,7 @@ from pydantic import Field, model_validator
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils.checkpoint import checkpoint
@@ -80,11 +81,10 @@ def join_ranks(settings: ParallelSettings, device: str) -> Iterator[Ranks]:
     local = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if device == "cuda" else torch.device(device)
     if local.type == "cuda":
         torch.cuda.set_device(local)
-    wait = timedelta(minutes=30)
-    if alone:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=wait)
-    else:
-        dist.init_process_group(backend, timeout=wait)
+    store, rank, size = (dist.HashStore(), 0, 1) if alone else next(rendezvous("env://"))
+    # torchrun starts ranks that died again with the same store, where the dead ones' addresses still stand.
+    attempt = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    dist.init_process_group(backend, store=attempt, rank=rank, world_size=size, timeout=timedelta(minutes=30))
     try:
         world = dist.get_world_size()
         if world % (settings.tensor * settings.replicas):
