@@ -2,9 +2,9 @@
 
     python benchmarks/training_speed.py [--rounds 7] [--dtype float32]
 
-The model of recipes/pretrain-mini.toml (26.7 M parameters), 16 rows of 512 tokens a step, random ids, AdamW, one process,
-everything in the type that this processor multiplies fastest. The sides take turns, a step each; medians. Ours isolates
-the documents of a row (two or three in each); transformers' sees a row as one.
+The model of recipes/pretrain-mini.toml (26.7 M parameters), 16 rows of 512 tokens a step, random ids, AdamW, one
+process, everything in the type that this processor multiplies fastest. The sides take turns, a step each; medians. Ours
+isolates the documents of a row (three in each); transformers' sees a row as one.
 """
 
 from __future__ import annotations
@@ -100,8 +100,11 @@ def main() -> None:
     peak = measure_products(dtype, CPU, 2048)
     operations = count_operations(recipe.model.build_config(), recipe.data.length)
     tokens = recipe.batch.rows * recipe.data.length
-    print(f"{str(dtype).removeprefix('torch.')}; matrix products {peak / 1e9:.0f} GFLOP/s; {arguments.rounds} rounds\n")
-    print("| side | tokens/s (least to most) | share of the matrix rate | against eager transformers | against compiled |")
+    name = str(dtype).removeprefix("torch.")
+    print(f"{name}; matrix products {peak / 1e9:.0f} GFLOP/s; {arguments.rounds} rounds\n")
+    print(
+        "| side | tokens/s (least to most) | share of the matrix rate | against eager transformers | against compiled |"
+    )
     print("|---|---|---|---|---|")
     eager, compiled = (statistics.median(seconds[f"transformers, {kind}"]) for kind in ("eager", "compiled"))
     for name, times in seconds.items():
