@@ -1,8 +1,8 @@
 """Shares of right answers with their standard errors, by subject, category and as a whole.
 
 In: rows of a run. Out: the `accuracy` of run.json. A micro average is over questions, a macro average over subjects.
-The standard error takes the questions as a sample of their subject: sqrt(p (1 - p) / (n - 1)) a subject, and for a macro
-average the root of the summed squares over the number of subjects.
+The standard error takes the questions as a sample of their subject: sqrt(p (1 - p) / (n - 1)) a subject, and for a
+macro average the root of the summed squares over the number of subjects.
 """
 
 from __future__ import annotations
