@@ -179,7 +179,9 @@ def test_all_of_it(folder: Path, monkeypatch: pytest.MonkeyPatch):
 def test_peak_memory_sees_what_came_and_went():
     with bench.PeakMemory() as memory:
         before = bench.read_anonymous_memory()
-        block = mmap.mmap(-1, 64 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # fresh pages; malloc may have old ones to give
+        block = mmap.mmap(
+            -1, 64 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        )  # fresh pages; malloc may have old ones to give
         block.write(b"x" * len(block))
         deadline = time.monotonic() + 30
         while memory.peak < before + (60 << 20) and time.monotonic() < deadline:  # until it has been sampled

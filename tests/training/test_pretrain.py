@@ -50,7 +50,7 @@ def start(path: Path, folder: Path, *overrides: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "chuan", "pretrain", str(path), *settings],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},  # sums of as many parts
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
