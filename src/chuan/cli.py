@@ -273,6 +273,27 @@ def pretrain(
     raise typer.Exit(run_pretrain(recipe, overrides or []))
 
 
+@app.command()
+def plan(
+    recipe: Annotated[str, typer.Argument(help="A recipe of `chuan pretrain`.")],
+    gpus: Annotated[int, typer.Option(help="How many there are.")],
+    gpu: Annotated[str, typer.Option(help="a100-80gb, a800-80gb, h100-sxm, h800 or h200.")],
+    tokens: Annotated[float | None, typer.Option(help="To train on, as 1.2e12. (default: the recipe's)")] = None,
+    price: Annotated[float | None, typer.Option(help="Of an hour of one GPU; without it no cost is shown.")] = None,
+    mfu: Annotated[
+        float | None, typer.Option(help="Share of the peak while a GPU computes. (default: 0.5, after published runs)")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="a.b=c replaces a value of the recipe; may be repeated.")
+    ] = None,
+) -> None:
+    """Say what a pre-training run needs before it is run: memory by part, time, cost, and the best use of the GPUs."""
+    from chuan.training.plan_verb import run_plan
+
+    raise typer.Exit(run_plan(recipe, overrides or [], gpus, gpu, tokens, price, mfu, json))
+
+
 def main() -> None:
     """The entry point: what the user can put right is one line on stderr, without a traceback."""
     try:

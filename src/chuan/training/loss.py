@@ -21,7 +21,7 @@ from chuan.training.packed import PackedAttention, count_positions
 from chuan.training.rows import IGNORED
 
 # Logits that exist at a time: on a CPU about what its caches hold, on a GPU enough to keep it busy.
-_CPU_LOGITS, _GPU_LOGITS = 1 << 23, 1 << 27
+CPU_LOGITS, GPU_LOGITS = 1 << 23, 1 << 27
 
 
 class LossSettings(Settings):
@@ -97,7 +97,7 @@ class _CrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         vocabulary = weight.shape[0]
         offset = 0 if group is None else dist.get_rank(group) * vocabulary
-        step = max(1, (_CPU_LOGITS if hidden.device.type == "cpu" else _GPU_LOGITS) // vocabulary)
+        step = max(1, (CPU_LOGITS if hidden.device.type == "cpu" else GPU_LOGITS) // vocabulary)
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if wants_weight else None
