@@ -151,6 +151,22 @@ def convert(
 
 
 @app.command()
+def merge(
+    adapter: Annotated[str, typer.Argument(help="The folder of a LoRA adapter, or its hub id.")],
+    target: Annotated[str, typer.Argument(help="The folder to write. It must not exist.")],
+    base: Annotated[str | None, typer.Option(help="Its model. (default: the one that the adapter names)")] = None,
+    bits: Annotated[
+        int | None, typer.Option(help="Those of the base that the adapter saw: 16, 8 or 4. (default: as it says)")
+    ] = None,
+    unmerge: Annotated[bool, typer.Option("--unmerge", help="Take the adapter out of a merged --base.")] = False,
+) -> None:
+    """Write a LoRA adapter and its model as one model; checked by logits before it gets its name."""
+    from chuan.terminal.convert import run_merge
+
+    raise typer.Exit(run_merge(adapter, target, base, bits, unmerge))
+
+
+@app.command()
 def bench(
     model: Model = "smollm2-135m",
     bits: Bits = None,
@@ -169,11 +185,30 @@ def bench(
 
 @app.command()
 def evaluate(
-    model: Model,
-    benchmark: Annotated[str, typer.Option(help="ceval, mmlu, agieval, agieval-v1, gaokao; several with commas.")],
-    data: Annotated[str, typer.Option(help="The folder that holds the benchmarks' files.")],
+    model: Annotated[
+        str,
+        typer.Argument(help="As for `chuan chat`, or hf:NAME (through transformers), openai:NAME, anthropic:NAME."),
+    ],
+    benchmark: Annotated[
+        str | None, typer.Option(help="ceval, mmlu, agieval, agieval-v1, gaokao; several with commas.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="The folder that holds the benchmarks' files.")] = None,
+    text: Annotated[
+        str | None, typer.Option(help="Instead of questions, a text file: perplexity and bits per byte.")
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option(help="With --text: tokens of a window. (default: the model's context)")
+    ] = None,
+    stride: Annotated[
+        int | None, typer.Option(help="With --text: tokens from window to window. (default: half of one)")
+    ] = None,
+    longest: Annotated[
+        int | None,
+        typer.Option(help="With --text: by position in windows of so many tokens, also beyond the trained context."),
+    ] = None,
     protocol: Annotated[str, typer.Option(help="Whose prompts and rules: baichuan, official, harness.")] = "baichuan",
-    split: Annotated[str | None, typer.Option(help="dev, val or test. (default: test)")] = None,
+    mode: Annotated[str, typer.Option(help="base continues a text; chat answers a conversation.")] = "base",
+    split: Annotated[str | None, typer.Option(help="val or test. (default: test)")] = None,
     shots: Annotated[int, typer.Option(help="Demonstrations before each question.")] = 5,
     shuffle_seed: Annotated[
         int | None, typer.Option(help="Draw the demonstrations anew for every question. (default: the first ones)")
@@ -187,12 +222,31 @@ def evaluate(
     output: Annotated[
         str, typer.Option(help="Where the folders of the runs go; a run that was ended goes on.")
     ] = "runs",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="With hf: run the code that is in the model's folder.")
+    ] = False,
+    base_url: Annotated[
+        str | None, typer.Option(help="With openai: or anthropic: another server. (default: the provider's own)")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(help="With openai: or anthropic: questions asked at a time.")] = 4,
+    prices: Annotated[
+        str | None, typer.Option(help="Of a million tokens of prompts and of replies, as 2.5,10: shows the cost.")
+    ] = None,
 ) -> None:
     """Ask a model the questions of benchmarks: accuracy, a report, and every answer, in a folder a run."""
+    _require("openai", "evaluate")
+    if text is not None:
+        from chuan.evaluation.text_verb import run_text
+
+        if benchmark is not None or data is not None:
+            raise ChuanError("give either --text or --benchmark with --data")
+        raise typer.Exit(run_text(model, text, context, stride, longest, bits, device, dtype, output))
+    if benchmark is None or data is None:
+        raise ChuanError("say what to ask: --benchmark NAME --data FOLDER, or --text FILE")
     from chuan.evaluation.evaluate_verb import run_evaluate
 
-    given = (protocol, split, shots, shuffle_seed, subjects, bits, device, dtype, output)
-    raise typer.Exit(run_evaluate(model, benchmark, data, *given))
+    given = (protocol, split, shots, shuffle_seed, subjects, bits, device, dtype, output, trust_remote_code, mode)
+    raise typer.Exit(run_evaluate(model, benchmark, data, *given, base_url, concurrency, prices))
 
 
 @app.command()
@@ -271,6 +325,23 @@ def pretrain(
     from chuan.training.pretrain import run_pretrain
 
     raise typer.Exit(run_pretrain(recipe, overrides or []))
+
+
+@app.command()
+def finetune(
+    recipe: Annotated[str, typer.Argument(help="A recipe in TOML; recipes/sft.toml and recipes/lora.toml are two.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="a.b=c replaces a value of the recipe; may be repeated.")
+    ] = None,
+    show: Annotated[
+        int, typer.Option(help="Instead of training, show so many conversations and what is learned of them.")
+    ] = 0,
+) -> None:
+    """Teach a model conversations: all of it, or a LoRA adapter beside it. A run that was ended goes on."""
+    _require("tensorboard", "train")
+    from chuan.training.finetune import run_finetune
+
+    raise typer.Exit(run_finetune(recipe, overrides or [], show))
 
 
 @app.command()

@@ -114,3 +114,38 @@ def test_no_text_yields_a_role_id(tokenizer, role):
         ids = chat.render(messages, 4096, 2048)
         placed = [index for index in ids if index in set(tokenizer.control_pieces.values())]
         assert placed == [USER, ASSISTANT, USER, ASSISTANT]
+
+
+def test_a_lesson_is_what_the_published_fine_tuning_learns(tokenizer):
+    """Ids and labels as published, built message by message, with the eos appended; then transformers' shift by one."""
+    rng = random.Random(3)
+    texts = [text for text in generate_texts(200, seed=5) if text.strip()]
+    eos = tokenizer.eos_id
+    for _ in range(100):
+        messages = []
+        for _ in range(rng.randint(1, 4)):
+            messages += [Message("user", rng.choice(texts)), Message("assistant", rng.choice(texts))]
+        ids, labels = [], []
+        for message in messages:
+            content = tokenizer.encode(message.content)
+            if message.role == "user":
+                ids += [USER, *content]
+                labels += [eos] + [-100] * len(content)
+            else:
+                ids += [ASSISTANT, *content]
+                labels += [-100, *content]
+        ids.append(eos)
+        labels.append(eos)
+        lesson = BaichuanChat(tokenizer, USER, ASSISTANT).build_lesson(messages)
+        assert lesson.ids == ids[:-1]
+        assert [-100 if target is None else target for target in lesson.targets] == labels[1:]
+
+
+def test_a_lesson_begins_as_a_prompt_and_learns_nothing_before_the_first_answer(tokenizer):
+    chat = BaichuanChat(tokenizer, USER, ASSISTANT)
+    messages = [Message("system", "river"), Message("user", "what is your name"), Message("assistant", "hello")]
+    lesson = chat.build_lesson(messages)
+    prompt = chat.render(messages[:2], 100, 10)
+    assert lesson.ids[: len(prompt)] == prompt
+    assert lesson.targets == [None] * (len(prompt) - 1) + tokenizer.encode("hello") + [tokenizer.eos_id]
+    assert chat.build_lesson([*messages, Message("user", "sea")]).targets[-1] is None

@@ -108,3 +108,53 @@ def test_templates_that_misbehave_are_one_line(template: str):
     with pytest.raises(ChuanError, match="chat template") as info:
         render(template, [Message("user", "hi")])
     assert "\n" not in str(info.value)
+
+
+def test_a_lesson_learns_what_transformers_marks_as_the_assistants(tmp_path):
+    marked = CHATML.replace(
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] }}{{ '<|im_end|>\\n' }}",
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' }}{% if m['role'] == 'assistant' %}"
+        "{% generation %}{{ m['content'] + '<|im_end|>\\n' }}{% endgeneration %}{% else %}"
+        "{{ m['content'] + '<|im_end|>\\n' }}{% endif %}",
+    )
+    assert "generation %}" in marked
+    oracle = PreTrainedTokenizerFast(tokenizer_object=tokenizers.Tokenizer.from_str(json.dumps(DESCRIPTION)), **NAMES)
+    chat = JinjaChat(TOKENIZER, CHATML, NAMES)
+    learned = 0
+    for messages in conversations(200, control=["<think>"]):
+        messages = messages if len(messages) % 2 else messages[:-1]
+        if not any(message.role == "user" for message in messages):
+            continue
+        as_tables = [{"role": m.role, "content": m.content} for m in messages]
+        expected = oracle.apply_chat_template(
+            as_tables, chat_template=marked, return_dict=True, return_assistant_tokens_mask=True,
+            add_generation_prompt=messages[-1].role != "assistant",
+        )  # fmt: skip
+        lesson = chat.build_lesson(messages)
+        assert lesson.ids == expected["input_ids"]
+        mask = [target is not None for target in [None, *lesson.targets[:-1]]]
+        for place, theirs in enumerate(expected["assistant_masks"]):
+            # A piece that lies across the border is ours; theirs counts it only where its first letter is inside.
+            assert mask[place] == bool(theirs) or (mask[place] and not mask[place - 1])
+        assert all(t in (None, n) for t, n in zip(lesson.targets, [*lesson.ids[1:], None], strict=True))
+        learned += sum(mask)
+    assert learned > 1000
+
+
+def test_a_control_string_in_an_answer_is_learned_as_text():
+    lesson = JinjaChat(TOKENIZER, CHATML, NAMES).build_lesson(
+        [Message("user", "x"), Message("assistant", "<|im_end|>")]
+    )
+    learned = [target for target in lesson.targets if target is not None]
+    assert learned.count(TOKENIZER.control_pieces["<|im_end|>"]) == 1
+
+
+def test_templates_that_change_their_past_and_conversations_without_a_question_are_refused():
+    forgetful = (
+        "{% for m in messages %}{% if loop.last or m['role'] == 'user' %}{{ m['content'] }};{% endif %}{% endfor %}"
+    )
+    turns = [Message("user", "a"), Message("assistant", "b")]
+    with pytest.raises(ChuanError, match="changes a turn once the conversation goes on"):
+        JinjaChat(TOKENIZER, forgetful, NAMES).build_lesson(turns * 2)
+    with pytest.raises(ChuanError, match="begins with the assistant"):
+        JinjaChat(TOKENIZER, CHATML, NAMES).build_lesson(turns[::-1])

@@ -352,7 +352,7 @@ def test_an_adapter_is_known_by_its_configuration(packed: Path, tmp_path: Path):
     assert not is_adapter(tmp_path)
     assert not is_adapter(tmp_path / "nothing")
     assert not is_adapter(packed / "adapter_config.json")
-    assert "is a LoRA adapter and no model; merge it into its model" in refusal(load_logits, packed)
+    assert "is a LoRA adapter and no model; `chuan merge` makes one" in refusal(load_logits, packed)
     (packed / "config.json").write_text("{}")
     assert not is_adapter(packed)  # a model's folder, which PEFT was let into
 

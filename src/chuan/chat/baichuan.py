@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from chuan.chat.formats import Lesson
 from chuan.chat.messages import Message
 from chuan.errors import ChuanError, PromptTooLongError
 from chuan.tokenizer.tokenizer import Tokenizer
@@ -59,6 +60,27 @@ class BaichuanChat:
                 excess,
             )
         return prompt
+
+    def build_lesson(self, messages: Sequence[Message]) -> Lesson:
+        """As the published fine-tuning does: no eos stands in the ids, and what ends a turn learns to predict it, where
+        the ids go on with the other role's mark."""
+        eos = self._tokenizer.eos_id
+        if eos is None:
+            raise ChuanError("the tokenizer has no eos, which ends each answer; this chat format needs one")
+        ids: list[int] = []
+        labels: list[int | None] = []
+        answered = False
+        for message in messages:
+            content = self._tokenizer.encode(message.content)
+            if message.role == "assistant":
+                ids += [self.assistant_id, *content]
+                labels += [None, *content]
+            else:
+                mark = [self.user_id] if message.role == "user" else []
+                ids += [*mark, *content]
+                labels += [eos if answered else None] * len(mark) + [None] * len(content)
+            answered = message.role == "assistant"
+        return Lesson(ids, [*labels[1:], eos if answered else None])
 
 
 def render_template(user_piece: str, assistant_piece: str, opening_mark: str | None = None) -> str:

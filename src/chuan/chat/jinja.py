@@ -15,6 +15,7 @@ from typing import Any
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from chuan.chat.formats import Lesson
 from chuan.chat.messages import Message
 from chuan.errors import ChuanError, PromptTooLongError, first_line
 from chuan.tokenizer.tokenizer import Tokenizer
@@ -76,10 +77,34 @@ class JinjaChat:
             )
         return ids
 
-    def _encode(self, messages: Sequence[Message]) -> list[int]:
-        plain = self._render_text([{"role": m.role, "content": m.content} for m in messages])
+    def build_lesson(self, messages: Sequence[Message]) -> Lesson:
+        """Learned is what the template writes for an assistant's turn behind the opening of one, its end included."""
+        ids = self._encode(messages)
+        targets: list[int | None] = [None] * len(ids)
+        plain = _as_tables(messages)
+        whole = self._render_text(plain)
+        for number, message in enumerate(messages):
+            if message.role != "assistant":
+                continue
+            if number == 0:
+                raise ChuanError("the conversation begins with the assistant; begin it with the user")
+            before, after = messages[:number], messages[: number + 1]
+            opened, closed = self._render_text(plain[:number], opening=True), self._render_text(plain[: number + 1])
+            if not (closed.startswith(opened) and whole.startswith(closed)):
+                raise ChuanError(
+                    "the chat template changes a turn once the conversation goes on, so what is learned cannot be "
+                    "told; use a template that does not"
+                )
+            # Letters on both sides of a border may make one piece; it belongs to what comes after.
+            begin, end = _common(self._encode(before, opening=True), ids), _common(self._encode(after), ids)
+            targets[max(begin, 1) - 1 : end - 1] = ids[max(begin, 1) : end]
+        return Lesson(ids, targets)
+
+    def _encode(self, messages: Sequence[Message], opening: bool = False) -> list[int]:
+        plain = self._render_text(_as_tables(messages), opening)
         guard, unguard = self._build_guards("".join(message.content for message in messages))
-        guarded = self._render_text([{"role": m.role, "content": m.content.translate(guard)} for m in messages])
+        hidden = [Message(message.role, message.content.translate(guard)) for message in messages]
+        guarded = self._render_text(_as_tables(hidden), opening)
         trusted = [match.span() for match in self._control.finditer(guarded)]
         # Stand-ins are one for one, so equal spans mean that no content takes part in a control string.
         if guarded.translate(unguard) == plain and [m.span() for m in self._control.finditer(plain)] == trusted:
@@ -99,12 +124,24 @@ class JinjaChat:
         guard = {ord(character): next(free) for character in self._guarded}
         return guard, {stand_in: code for code, stand_in in guard.items()}
 
-    def _render_text(self, messages: list[dict[str, str]]) -> str:
-        values: dict[str, Any] = {"messages": messages, "add_generation_prompt": messages[-1]["role"] != "assistant"}
+    def _render_text(self, messages: list[dict[str, str]], opening: bool = False) -> str:
+        opening = opening or messages[-1]["role"] != "assistant"
+        values: dict[str, Any] = {"messages": messages, "add_generation_prompt": opening}
         try:
             return self._template.render(**values, **self._special)
         except _FAILURES as error:
             raise ChuanError(f"the model's chat template refuses this conversation: {first_line(error):.200}") from None
+
+
+def _as_tables(messages: Sequence[Message]) -> list[dict[str, str]]:
+    """Messages as templates read them; new ones each time, for a template may write into them."""
+    return [{"role": message.role, "content": message.content} for message in messages]
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many ids two sequences begin with alike."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _raise_exception(message: str) -> None:

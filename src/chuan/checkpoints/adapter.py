@@ -27,7 +27,7 @@ from chuan.errors import ChuanError
 from chuan.json_file import read_json, save_json
 from chuan.staging import check_free, staged_folder
 
-_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PARTS = ("q_proj", "k_proj", "v_proj")
 _LINEAR = r"model\.layers\.[0-9]+\.(?:self_attn\.(?:W_pack|[qkvo]_proj)|mlp\.(?:gate|up|down)_proj)"
 # PEFT leaves its own name of an adapter out; a state dict that was saved without PEFT has it.
@@ -46,8 +46,8 @@ _INSTEAD = "merge the adapter into its model with PEFT and convert the model"
 
 
 @dataclass(frozen=True)
-class _Pair:
-    """What an adapter adds to one linear layer: b @ a * scaling."""
+class Pair:
+    """What an adapter adds to one linear layer: b @ a * scaling. a is (rank, inputs), b (outputs, rank)."""
 
     a: Tensor
     b: Tensor
@@ -61,12 +61,12 @@ class _Pair:
 
 def is_adapter(path: Path) -> bool:
     """Whether a folder holds a PEFT adapter and no model."""
-    return os.path.isfile(path / _CONFIG) and not os.path.exists(path / "config.json")
+    return os.path.isfile(path / CONFIG) and not os.path.exists(path / "config.json")
 
 
 def describe_adapter(folder: Path) -> dict[str, str]:
     """For people: what it changes, by how many dimensions, in which model."""
-    config = read_json(folder / _CONFIG)
+    config = read_json(folder / CONFIG)
     base, modules = config.get("base_model_name_or_path"), config.get("target_modules")
     names = modules if isinstance(modules, list) else [modules]
     return {
@@ -79,12 +79,22 @@ def describe_adapter(folder: Path) -> dict[str, str]:
 def read_adapter_origin(folder: Path) -> Origin:
     """Where it came from; what its card does not say, its configuration may."""
     matter = read_front_matter(folder)
-    base = read_json(folder / _CONFIG).get("base_model_name_or_path")
+    base = read_json(folder / CONFIG).get("base_model_name_or_path")
     if "base_model" not in matter and isinstance(base, str) and is_hub_id(base):
         matter["base_model"] = base
     source = describe_source(folder)
     name, revision = (source.repo_id, source.revision) if source is not None else (folder.absolute().name, None)
     return describe_origin(folder, "LoRA adapter (PEFT)", matter, name, revision)
+
+
+def load_changes(folder: Path) -> dict[str, Pair]:
+    """What the adapter adds to each layer of the Llama layout, by the layer's name in the model.
+
+    Raises ChuanError for an adapter that does more than add B @ A to linear layers.
+    """
+    config = read_json(folder / CONFIG)
+    _check_config(config, folder / CONFIG)
+    return _split(read_pairs(folder, config), folder)
 
 
 def convert_adapter(source: Path, target: Path, to: LayoutName) -> Path:
@@ -96,9 +106,9 @@ def convert_adapter(source: Path, target: Path, to: LayoutName) -> Path:
     if Path(os.path.realpath(target)).is_relative_to(os.path.realpath(source)):
         raise ChuanError(f"{target} lies inside the adapter {source}; choose another folder")
     check_free(target)
-    config = read_json(source / _CONFIG)
-    _check_config(config, source / _CONFIG)
-    before = _read_pairs(source, config)
+    config = read_json(source / CONFIG)
+    _check_config(config, source / CONFIG)
+    before = read_pairs(source, config)
     _check_layout(before, source, to)
     after = _split(before, source) if to == "llama" else _join(before, source, config)
     halves = {f"{name}.lora_A": pair.a for name, pair in after.items()}
@@ -106,9 +116,9 @@ def convert_adapter(source: Path, target: Path, to: LayoutName) -> Path:
     # Copies, since safetensors takes no two tensors that share memory.
     tensors = {f"base_model.model.{key}.weight": half.clone(memory_format=_ROWS) for key, half in halves.items()}
     with staged_folder(target) as temporary:
-        save_tensors(temporary / _WEIGHTS, tensors, {"format": "pt"})
-        save_json(temporary / _CONFIG, _describe(config, after))
-        written = _read_pairs(temporary, read_json(temporary / _CONFIG))
+        save_tensors(temporary / WEIGHTS, tensors, {"format": "pt"})
+        save_json(temporary / CONFIG, _describe(config, after))
+        written = read_pairs(temporary, read_json(temporary / CONFIG))
         _check_same(_split(before, source), _split(written, temporary), target)
         layers = {"llama": "q_proj, k_proj and v_proj", "baichuan": "W_pack"}[to]
         facts = {"written as": f"an adapter of {layers}", "checked": "re-opened; every delta-W equals the source's"}
@@ -127,7 +137,7 @@ def _check_config(config: Mapping[str, Any], path: Path) -> None:
         raise ChuanError(f"{path} uses {refused[0]}, which cannot be carried over exactly; {_INSTEAD}")
 
 
-def _read_pairs(folder: Path, config: Mapping[str, Any]) -> dict[str, _Pair]:
+def read_pairs(folder: Path, config: Mapping[str, Any]) -> dict[str, Pair]:
     """The layers that the adapter changes, by their names in the model."""
     weights = _open_weights(folder)
     layers: dict[str, dict[str, Tensor]] = {}
@@ -148,22 +158,22 @@ def _read_pairs(folder: Path, config: Mapping[str, Any]) -> dict[str, _Pair]:
 
 
 def _open_weights(folder: Path) -> TensorFiles:
-    for name, opener in ((_WEIGHTS, SafetensorsWeights), ("adapter_model.bin", PickledWeights)):
+    for name, opener in ((WEIGHTS, SafetensorsWeights), ("adapter_model.bin", PickledWeights)):
         if (folder / name).is_file():
             return opener({folder / name: None})
-    raise ChuanError(f"{folder} holds neither {_WEIGHTS} nor adapter_model.bin; fetch one of them")
+    raise ChuanError(f"{folder} holds neither {WEIGHTS} nor adapter_model.bin; fetch one of them")
 
 
-def _build_pair(name: str, halves: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path) -> _Pair:
+def _build_pair(name: str, halves: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path) -> Pair:
     if len(halves) < 2:
         raise ChuanError(f"{folder} holds lora_{next(iter(halves))} of {name} without its other half; fetch it again")
     a, b = halves["A"], halves["B"]
     rank = _look_up(config, "rank_pattern", "r", name, folder)
     if a.ndim != 2 or b.ndim != 2 or not rank == a.shape[0] == b.shape[1] or not (a.numel() and b.numel()):
         shapes = f"A {tuple(a.shape)} and B {tuple(b.shape)}"
-        raise ChuanError(f"{folder}: {name} has {shapes:.120}, no pair of the rank {rank} in {_CONFIG}; fetch it again")
+        raise ChuanError(f"{folder}: {name} has {shapes:.120}, no pair of the rank {rank} in {CONFIG}; fetch it again")
     alpha = _look_up(config, "alpha_pattern", "lora_alpha", name, folder)
-    return _Pair(a, b, alpha, alpha / _divisor(config, a.shape[0]))
+    return Pair(a, b, alpha, alpha / _divisor(config, a.shape[0]))
 
 
 def _look_up(config: Mapping[str, Any], pattern: str, default: str, name: str, folder: Path) -> float:
@@ -173,9 +183,9 @@ def _look_up(config: Mapping[str, Any], pattern: str, default: str, name: str, f
         values = (table[key] for key in table if re.match(rf"(.*\.)?({key})$", name))
         value = next(values, config.get(default, 8))
     except (re.error, RecursionError, OverflowError, TypeError):
-        raise ChuanError(f"{folder / _CONFIG} has a {pattern} that cannot be read; correct it") from None
+        raise ChuanError(f"{folder / CONFIG} has a {pattern} that cannot be read; correct it") from None
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e9:  # NaN is not less
-        raise ChuanError(f"{folder / _CONFIG} gives {name} the {default} {value!r:.80}; correct it")
+        raise ChuanError(f"{folder / CONFIG} gives {name} the {default} {value!r:.80}; correct it")
     return value
 
 
@@ -183,7 +193,7 @@ def _divisor(config: Mapping[str, Any], rank: int) -> float:
     return math.sqrt(rank) if config.get("use_rslora") else rank
 
 
-def _check_layout(pairs: Mapping[str, _Pair], source: Path, to: LayoutName) -> None:
+def _check_layout(pairs: Mapping[str, Pair], source: Path, to: LayoutName) -> None:
     leaves = {_leaf(name) for name in pairs}
     packed, split = "W_pack" in leaves, not leaves.isdisjoint(_PARTS)
     if packed and split:
@@ -196,7 +206,7 @@ def _check_layout(pairs: Mapping[str, _Pair], source: Path, to: LayoutName) -> N
         raise ChuanError(f"{source} is already in the {to} layout; use it as it is")
 
 
-def _split(pairs: Mapping[str, _Pair], folder: Path) -> dict[str, _Pair]:
+def _split(pairs: Mapping[str, Pair], folder: Path) -> dict[str, Pair]:
     """Every W_pack as three layers with its A; other layers stay."""
     done = {name: pair for name, pair in pairs.items() if _leaf(name) != "W_pack"}
     for name in pairs.keys() - done.keys():
@@ -207,7 +217,7 @@ def _split(pairs: Mapping[str, _Pair], folder: Path) -> dict[str, _Pair]:
     return done
 
 
-def _join(pairs: Mapping[str, _Pair], folder: Path, config: Mapping[str, Any]) -> dict[str, _Pair]:
+def _join(pairs: Mapping[str, Pair], folder: Path, config: Mapping[str, Any]) -> dict[str, Pair]:
     """What changes q, k and v as one layer, W_pack; other layers stay."""
     done = {name: pair for name, pair in pairs.items() if _leaf(name) not in _PARTS}
     for prefix in {name.removesuffix(_leaf(name)) for name in pairs.keys() - done.keys()}:
@@ -219,14 +229,14 @@ def _join(pairs: Mapping[str, _Pair], folder: Path, config: Mapping[str, Any]) -
     return done
 
 
-def _check_shape(name: str, pair: _Pair, expected: tuple[int, int], folder: Path) -> None:
+def _check_shape(name: str, pair: Pair, expected: tuple[int, int], folder: Path) -> None:
     found = (pair.b.shape[0], pair.a.shape[1])
     if found != expected:
         sizes = f"is {found[0]} x {found[1]}, and Baichuan's, without grouped queries, {expected[0]} x {expected[1]}"
         raise ChuanError(f"{folder}: {name} {sizes}; this adapter is for another model")
 
 
-def _pack(parts: Mapping[str, _Pair], config: Mapping[str, Any]) -> _Pair:
+def _pack(parts: Mapping[str, Pair], config: Mapping[str, Any]) -> Pair:
     """One pair for the rows of q, k and v; a part that the adapter leaves alone is rows of zeros.
 
     Parts with one A and one scaling share them; otherwise each has its own rows of A and its own columns of B.
@@ -240,17 +250,17 @@ def _pack(parts: Mapping[str, _Pair], config: Mapping[str, Any]) -> _Pair:
         return replace(first, b=torch.cat(blocks))
     alpha = scaling * _divisor(config, rank)
     alpha = round(alpha) if math.isclose(alpha, round(alpha), rel_tol=1e-12) else alpha
-    return _Pair(torch.cat([pair.a for pair in parts.values()]), torch.block_diag(*blocks), alpha, scaling)
+    return Pair(torch.cat([pair.a for pair in parts.values()]), torch.block_diag(*blocks), alpha, scaling)
 
 
-def _scale(pair: _Pair, scaling: float) -> Tensor:
+def _scale(pair: Pair, scaling: float) -> Tensor:
     """A part's B for the scaling that all parts will have; in float32 where 16 bits would round it."""
     exact = pair.b.double() * (pair.scaling / scaling if scaling else 1.0)
     kept = exact.to(pair.b.dtype)
     return kept if torch.equal(kept.double(), exact) else exact.to(torch.promote_types(kept.dtype, torch.float32))
 
 
-def _describe(config: Mapping[str, Any], pairs: Mapping[str, _Pair]) -> dict[str, Any]:
+def _describe(config: Mapping[str, Any], pairs: Mapping[str, Pair]) -> dict[str, Any]:
     """The `adapter_config.json` of these layers. Where some layers are left out or differ, PEFT reads full names."""
     sizes: dict[str, tuple[int, float]] = {name: (pair.a.shape[0], pair.alpha) for name, pair in pairs.items()}
     leaves = {_leaf(name) for name in pairs}
@@ -275,7 +285,7 @@ def _describe(config: Mapping[str, Any], pairs: Mapping[str, _Pair]) -> dict[str
     return {**config, **made}
 
 
-def _check_same(expected: Mapping[str, _Pair], found: Mapping[str, _Pair], target: Path) -> None:
+def _check_same(expected: Mapping[str, Pair], found: Mapping[str, Pair], target: Path) -> None:
     """Refuses what was read back as another change than was meant, in float64."""
     for name in sorted(expected.keys() | found.keys()):
         meant, got = expected.get(name), found.get(name)
@@ -288,7 +298,7 @@ def _check_same(expected: Mapping[str, _Pair], found: Mapping[str, _Pair], targe
             raise ChuanError(f"{target} was not written: {name} would be off by {amount}; try again, or {_INSTEAD}")
 
 
-def _equal(one: _Pair, other: _Pair) -> bool:
+def _equal(one: Pair, other: Pair) -> bool:
     """Whether two pairs are the same in every number and type."""
     halves = ((one.a, other.a), (one.b, other.b))
     return one.scaling == other.scaling and all(x.dtype == y.dtype and torch.equal(x, y) for x, y in halves)

@@ -28,8 +28,8 @@ def open_folder(folder: Path) -> Checkpoint:
     """Reads what the folder says about itself."""
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         raise ChuanError(
-            f"{folder} is a LoRA adapter and no model; merge it into its model with PEFT, or change its layout with "
-            "chuan convert"
+            f"{folder} is a LoRA adapter and no model; `chuan merge` makes one of it and its base, `chuan convert` "
+            "changes its layout"
         )
     raw = read_json(folder / "config.json")
     model_type = raw.get("model_type")

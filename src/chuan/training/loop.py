@@ -174,6 +174,13 @@ class Trainer:
     @torch.no_grad()
     def validate(self) -> float:
         """Bits per byte of the validation rows."""
+        self.model.eval()  # nothing is dropped while a model is measured
+        try:
+            return self._measure_bits_per_byte()
+        finally:
+            self.model.train()
+
+    def _measure_bits_per_byte(self) -> float:
         rows, ranks = self.task.validation, self.ranks
         assert rows is not None
         count = min(self.recipe.watch.validation_rows, len(rows))
@@ -196,8 +203,10 @@ class Trainer:
         window = torch.zeros(1, length, dtype=torch.long, device=self.ranks.device)
         seen = list(ids)[: length - 1]
         window[0, : len(seen)] = torch.tensor(seen)
+        self.model.eval()
         for position in range(len(seen) - 1, length - 1):
             window[0, position + 1] = self.model(window, torch.zeros_like(window), None, position)[1][0]
+        self.model.train()
         return window[0, len(seen) :].tolist()
 
     def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,12 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Self
+from typing import Self, cast
 
 import torch
 import torch.distributed as dist
 from pydantic import Field, model_validator
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.rendezvous import rendezvous
@@ -166,6 +167,13 @@ def apply_sharding(model: LanguageModelLoss, mesh: DeviceMesh, compute_dtype: to
     for layer in model.decoder.model.layers:
         fully_shard(layer, mesh=data, mp_policy=policy)
     fully_shard(model, mesh=data, mp_policy=policy)
+
+
+def gather_weights(model: LanguageModelLoss) -> dict[str, Tensor]:
+    """Every weight that is trained, whole, on the first rank's CPU; the others get nothing. Called by all ranks."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+    weights = cast("dict[str, Tensor]", get_model_state_dict(model, options=options))
+    return {full_name(name): tensor for name, tensor in weights.items()}
 
 
 def full_name(name: str) -> str:

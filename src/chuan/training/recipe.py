@@ -1,4 +1,4 @@
-"""The recipes of training: what is common to both kinds, pre-training, and fine-tuning.
+"""The recipes of training: what is common to all kinds, pre-training, and fine-tuning.
 
 In: a TOML file. Out: typed settings, each part's beside the code that it configures.
 """
@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from chuan.errors import ChuanError
 from chuan.model.config import ModelConfig
 from chuan.recipes import Settings
+from chuan.training.lora import LoraSettings
 from chuan.training.loss import LossSettings
 from chuan.training.optimizer import OptimizerSettings, ScheduleSettings
 from chuan.training.parallel import ParallelSettings
@@ -91,4 +92,52 @@ class PretrainRecipe(TrainRecipe):
                 f"data.length {self.data.length} is more than model.max_position_embeddings "
                 f"{self.model.max_position_embeddings}"
             )
+        return self
+
+
+class ChatSettings(Settings):
+    """A chat format for a base that has none, or another one: a Jinja template, or Baichuan's with two control pieces
+    of the tokenizer as the marks of the roles."""
+
+    template: str | None = None  # a file
+    user: str | None = None
+    assistant: str | None = None
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        marks = (self.user is None, self.assistant is None)
+        if marks[0] != marks[1] or marks[0] == (self.template is None):
+            raise ValueError("chat wants a template, or user and assistant, and not both")
+        return self
+
+
+class FinetuneData(Settings):
+    """Conversations to learn the answers of; conversations.py says in which forms."""
+
+    files: tuple[str, ...] = Field(min_length=1)
+    length: int = Field(ge=2)  # tokens of a row; what is longer is cut
+    validation: float = Field(default=0.0, ge=0, lt=1)  # the share of conversations that is not learned from
+    bad: float = Field(default=0.01, ge=0, le=1)  # the largest share of records that may be of no use
+
+
+class FinetuneRecipe(TrainRecipe):
+    """What `chuan finetune` reads. With `lora` an adapter is trained, without it every weight."""
+
+    base: str = Field(min_length=1)
+    steps: int = Field(default=0, ge=0)  # 0: as many as `epochs` passes over the rows take
+    epochs: float = Field(default=3.0, gt=0, allow_inf_nan=False)
+    data: FinetuneData
+    chat: ChatSettings | None = None
+    lora: LoraSettings | None = None
+
+    @model_validator(mode="after")
+    def _works(self) -> Self:
+        if self.lora is None:
+            return self
+        if self.parallel.tensor > 1:
+            raise ValueError("lora does not work with parallel.tensor above 1; use ranks that shard")
+        if self.lora.bits != 16 and self.parallel.compile:
+            raise ValueError("parallel.compile does not work with lora.bits below 16; leave one of them out")
+        if self.loss.normalized_head:
+            raise ValueError("loss.normalized_head changes the base's head, which lora does not train; leave it out")
         return self
