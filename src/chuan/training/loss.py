@@ -109,8 +109,8 @@ class _CrossEntropy(torch.autograd.Function):
             local = targets[start : start + step].long() - offset
             mine = (local >= 0) & (local < vocabulary)
             local = local.clamp(0, vocabulary - 1)[:, None]
-            largest, where = logits.max(dim=-1, keepdim=True)
-            own_largest = largest
+            largest = own_largest = logits.amax(dim=-1, keepdim=True)
+            where = logits.argmax(dim=-1, keepdim=True) if max_z else None  # costs as much as the rest together
             if group is not None:
                 largest = largest.clone()
                 dist.all_reduce(largest, dist.ReduceOp.MAX, group)
@@ -127,7 +127,7 @@ class _CrossEntropy(torch.autograd.Function):
                 continue
             grad = logits.div_(total_mass)  # softmax; now minus one at the target
             grad.scatter_add_(1, local, -mine[:, None].to(grad.dtype))
-            if max_z:
+            if where is not None:
                 grad.scatter_add_(1, where, torch.where(own_largest == largest, 2 * max_z * largest, 0))
             grad = grad.to(hidden.dtype)
             if grad_hidden is not None:

@@ -16,14 +16,15 @@ from chuan.model.attention import attend
 class PackedAttention:
     """Takes the place of a cache in `Decoder.hidden_states`: nothing came before, and nothing is kept.
 
-    On a CPU a boolean mask, (B, 1, T, T); on CUDA FlexAttention, which skips the blocks that the mask empties (it has
-    no backward on a CPU). Where every row is one document, plain causal attention.
+    On CUDA FlexAttention, which skips the blocks that a mask would empty; it has no backward on a CPU, and a mask there
+    computes what it hides, so each document is attended by itself. Where every row is one document, plain causal
+    attention.
     """
 
     length = 0
 
     def __init__(self, documents: Tensor) -> None:
-        self.mask: Tensor | None = None
+        self.lengths: list[list[int]] = []  # of the documents of each row
         self.blocks: BlockMask | None = None
         if bool((documents == documents[:, :1]).all()):
             return
@@ -31,14 +32,15 @@ class PackedAttention:
             self.blocks = _build_blocks(documents)
             self._flex = torch.compile(flex_attention)  # written out in steps it would hold all of T x T
         else:
-            same = documents[:, None, :, None] == documents[:, None, None, :]
-            self.mask = same & torch.ones(same.shape[-2:], dtype=torch.bool, device=same.device).tril()
+            self.lengths = [row.unique_consecutive(return_counts=True)[1].tolist() for row in documents]
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         if self.blocks is not None:
             grouped = queries.shape[1] != keys.shape[1]
             return self._flex(queries, keys, values, block_mask=self.blocks, enable_gqa=grouped)
-        return attend(queries, keys, values, self.mask)
+        if self.lengths:
+            return _attend_each(queries, keys, values, self.lengths)
+        return attend(queries, keys, values, None)
 
     def advance(self, tokens: int) -> None:
         pass
@@ -51,6 +53,16 @@ def count_positions(documents: Tensor) -> Tensor:
     begins = torch.ones_like(documents, dtype=torch.bool)
     begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
     return index - torch.where(begins, index, 0).cummax(dim=1).values
+
+
+@torch.compiler.disable  # lengths differ from step to step, and each set of them would be compiled anew
+def _attend_each(queries: Tensor, keys: Tensor, values: Tensor, lengths: list[list[int]]) -> Tensor:
+    rows = []
+    # Unbind and split, not slices: on the way back those join what a slice would add into zeros of the whole.
+    for query, key, value, row in zip(queries.unbind(), keys.unbind(), values.unbind(), lengths, strict=True):
+        parts = zip(*(tensor.unsqueeze(0).split(row, dim=2) for tensor in (query, key, value)), strict=True)
+        rows.append(torch.cat([attend(q, k, v, None) for q, k, v in parts], dim=2))
+    return torch.cat(rows)
 
 
 def _build_blocks(documents: Tensor) -> BlockMask:

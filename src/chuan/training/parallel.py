@@ -1,7 +1,7 @@
 """A finished model spread over ranks, from outside and in a fixed order.
 
 In: a plain decoder with its loss, and how many ranks do what. Out: the same module, changed in place. Tensor parallel,
-then activation checkpointing, then `torch.compile`, then sharding (FSDP2). A single process takes the same path.
+then activation checkpointing, then `torch.compile`, then sharding (FSDP2).
 """
 
 from __future__ import annotations
@@ -110,7 +110,9 @@ def apply_parallel(
         apply_checkpointing(model)
     if settings.compile:
         apply_compile(model)
-    apply_sharding(model, ranks.mesh, compute_dtype)
+    # Alone and in the weights' own type there is nothing to shard or copy; FSDP would cost five per cent all the same.
+    if ranks.mesh.size() > 1 or compute_dtype != torch.float32:
+        apply_sharding(model, ranks.mesh, compute_dtype)
 
 
 def apply_tensor_parallel(model: LanguageModelLoss, mesh: DeviceMesh) -> None:
