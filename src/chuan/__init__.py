@@ -5,7 +5,8 @@
     print(model.chat([{"role": "user", "content": "What is the capital of France?"}]))
 
 `import chuan` is light: torch is imported when a name below is first used. It also makes the published Baichuan snippet
-work on today's transformers, once (and only if) that library's auto classes are imported.
+work on today's transformers, once (and only if) that library's auto classes are imported, and gives
+lm-evaluation-harness a model `chuan` in the same way.
 """
 
 import importlib
@@ -33,6 +34,7 @@ for _module in ("configuration", "modeling", "tokenization"):
     wrapt.register_post_import_hook(
         f"chuan.integrations.transformers.{_module}:register", f"transformers.models.auto.{_module}_auto"
     )
+wrapt.register_post_import_hook("chuan.integrations.lm_eval.model:register", "lm_eval.models")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,63 +1,16 @@
 """API models, through the official clients against a server on loopback that speaks both wire formats."""
 
-import json
 import threading
-import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
 
 import pytest
 
 from chuan.errors import ChuanError
-from chuan.evaluation.backends.api import ApiBackend, Prices
+from chuan.evaluation.backends.api import ApiBackend
+from chuan.evaluation.backends.backend import GenerationOptions, LetterBackend, PaidBackend
+from tests.support.api_server import Server
 
-HEAD = {"id": "1", "model": "m", "created": 1, "stop_reason": "end_turn", "stop_sequence": None}
-
-
-class Server(ThreadingHTTPServer):
-    """Answers "X: " and the last message, after the troubles that are queued: a status, "slow" or "malformed"."""
-
-    def __init__(self):
-        self.asked, self.troubles, self.lock = [], [], threading.Lock()
-        super().__init__(("127.0.0.1", 0), Handler)
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with self.server.lock:
-            self.server.asked.append((self.path, body, time.monotonic()))
-            trouble = self.server.troubles.pop(0) if self.server.troubles else None
-        if trouble == "slow":
-            time.sleep(1.0)
-        if isinstance(trouble, int):
-            return self.send(trouble, {"error": {"message": "no", "type": "trouble"}})
-        if trouble == "malformed":
-            return self.send(200, {"hello": "there"})
-        text = "X: " + body["messages"][-1]["content"]
-        if self.path.endswith("/chat/completions"):
-            message = {"role": "assistant", "content": text}
-            choice = {"index": 0, "finish_reason": "stop", "message": message}
-            usage = {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}
-            return self.send(200, {**HEAD, "object": "chat.completion", "choices": [choice], "usage": usage})
-        content = [{"type": "text", "text": text}]
-        usage = {"input_tokens": 7, "output_tokens": 2}
-        return self.send(200, {**HEAD, "type": "message", "role": "assistant", "content": content, "usage": usage})
-
-    def send(self, status, body):
-        data = json.dumps(body).encode()
-        try:
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            if status == 429:
-                self.send_header("Retry-After", "1")
-            self.end_headers()
-            self.wfile.write(data)
-        except OSError:
-            pass  # the client has given up
-
-    def log_message(self, *_):
-        pass
+GREEDY = GenerationOptions(64)
 
 
 @pytest.fixture
@@ -71,26 +24,45 @@ def server(monkeypatch):
 
 
 def build(server, tmp_path, provider="openai", **options):
-    url = f"http://127.0.0.1:{server.server_port}" + ("/v1" if provider == "openai" else "")
+    url = server.url + ("/v1" if provider == "openai" else "")
     return ApiBackend(f"{provider}:m", tmp_path / "cache.jsonl", url, **options)
 
 
 @pytest.mark.parametrize("provider", ["openai", "anthropic"])
-def test_replies_come_in_order_with_their_cost(server, tmp_path, provider):
+def test_replies_have_the_numbers_of_their_prompts_and_what_they_cost(server, tmp_path, provider):
     messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "甲"}]
-    replies = list(build(server, tmp_path, provider).generate([*map(str, range(20)), messages]))
-    assert [reply.text for reply in replies] == [f"X: {i}" for i in range(20)] + ["X: 甲"]
-    assert Prices(2.0, 10.0).cost(replies) == pytest.approx(21 * (7 * 2 + 2 * 10) / 1e6)
+    backend = build(server, tmp_path, provider)
+    replies = dict(backend.ask([*map(str, range(20)), messages], GREEDY))
+    assert [replies[n].text for n in range(21)] == [f"X: {i}" for i in range(20)] + ["X: 甲"]
+    assert all((reply.input_tokens, reply.output_tokens) == (7, 2) for reply in replies.values())
+    assert dict(backend.generate(["3"], GREEDY)) == {0: "X: 3"}
     if provider == "anthropic":
         assert [body["system"] for _, body, _ in server.asked if "system" in body] == ["s"]
-    assert all(body["temperature"] == 0 for _, body, _ in server.asked)
+    assert all((body["temperature"], body["max_tokens"]) == (0, 64) for _, body, _ in server.asked)
+    assert len(server.asked) == 21
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+def test_options_are_part_of_the_request(server, tmp_path, provider):
+    backend = build(server, tmp_path, provider)
+    for options in (GREEDY, GenerationOptions(9, temperature=0.5, stop=("\n",))):
+        list(backend.ask(["q"], options))
+    _, body, _ = server.asked[1]  # another request, so not out of the cache
+    assert (body["temperature"], body["max_tokens"]) == (0.5, 9)
+    assert body["stop" if provider == "openai" else "stop_sequences"] == ["\n"]
+
+
+def test_openai_itself_has_another_name_for_the_length(server, tmp_path):
+    request = ApiBackend("openai:m", tmp_path / "c")._build_request([{"role": "user", "content": "q"}], GREEDY)
+    assert request["max_completion_tokens"] == 64
+    assert "max_tokens" not in request
 
 
 @pytest.mark.parametrize("provider", ["openai", "anthropic"])
 @pytest.mark.parametrize("trouble", [429, 500, 503, "slow"])
 def test_troubles_are_retried(server, tmp_path, provider, trouble):
     server.troubles = [trouble]
-    (reply,) = build(server, tmp_path, provider, timeout=0.5).generate(["q"])
+    ((_, reply),) = build(server, tmp_path, provider, timeout=0.5).ask(["q"], GREEDY)
     assert reply.text == "X: q"
     assert len(server.asked) == 2
     if trouble == 429:
@@ -103,23 +75,47 @@ def test_what_cannot_be_retried_is_one_line(server, tmp_path, provider):
     backend = build(server, tmp_path, provider, retries=0)
     for match in ("did not answer: .*401", "answered with no reply", "did not answer"):
         with pytest.raises(ChuanError, match=match):
-            list(backend.generate(["q"]))
-    assert next(backend.generate(["q"])).text == "X: q"
+            list(backend.ask(["q"], GREEDY))
+    assert next(backend.ask(["q"], GREEDY))[1].text == "X: q"
+
+
+@pytest.mark.parametrize(("provider", "text"), [("openai", "I cannot help with that."), ("anthropic", "")])
+def test_a_refusal_is_a_reply(server, tmp_path, provider, text):
+    server.troubles = ["refusal"]
+    assert dict(build(server, tmp_path, provider).generate(["q"], GREEDY)) == {0: text}
+
+
+def test_half_a_character_breaks_nothing(server, tmp_path):
+    server.reply = lambda _: "B \ud83d"
+    for _ in range(2):
+        assert dict(build(server, tmp_path).generate(["q"], GREEDY)) == {0: "B ?"}
 
 
 def test_no_question_is_asked_twice(server, tmp_path):
     questions = [str(i) for i in range(10)]
     server.troubles = [None] * 6 + [400]
     with pytest.raises(ChuanError, match="did not answer"):
-        list(build(server, tmp_path, concurrency=1).generate(questions))
+        list(build(server, tmp_path, concurrency=1).ask(questions, GREEDY))
     cache = tmp_path / "cache.jsonl"
     cache.write_text(cache.read_text() + '{"request_sha256": "cut sho')
-    list(build(server, tmp_path).generate(questions))
-    again = list(build(server, tmp_path).generate(questions))
+    list(build(server, tmp_path).ask(questions, GREEDY))
+    again = list(build(server, tmp_path).ask(questions, GREEDY))
     answered = [body["messages"][0]["content"] for _, body, _ in server.asked]
-    assert sorted(answered) == sorted([*questions, "6"])  # the seventh was refused the first time
-    assert all(reply.is_cached for reply in again)
+    assert set(answered) == set(questions)
+    assert [question for question in questions if answered.count(question) > 1] == ["6"]  # refused the first time
+    assert all(reply.is_cached for _, reply in again)
     assert "secret-key" not in cache.read_text()
+
+
+def test_facts(server, tmp_path):
+    backend = build(server, tmp_path)
+    assert isinstance(backend, PaidBackend)
+    assert not isinstance(backend, LetterBackend)
+    assert (backend.facts.model, backend.facts.bits, backend.facts.dtype) == ("openai:m", None, None)
+    assert backend.facts.versions == {"openai": version("openai")}
+    assert backend.facts.backend == f"openai at {server.url}/v1"
+    url = server.url.replace("//", "//user:secret@")
+    assert "secret" not in ApiBackend("openai:m", tmp_path / "c", url).facts.backend
 
 
 def test_names_and_keys(tmp_path, monkeypatch):
@@ -128,3 +124,9 @@ def test_names_and_keys(tmp_path, monkeypatch):
         ApiBackend("openai:m", tmp_path / "c")
     with pytest.raises(ChuanError, match="openai:MODEL or anthropic:MODEL"):
         ApiBackend("gemini:m", tmp_path / "c")
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    (tmp_path / "file").touch()
+    with pytest.raises(ChuanError, match="cannot be written: .*choose another --output"):
+        ApiBackend("openai:m", tmp_path / "file" / "c")
+    with pytest.raises(ChuanError, match="--concurrency 0 asks nothing"):
+        ApiBackend("openai:m", tmp_path / "c", concurrency=0)

@@ -77,9 +77,9 @@ def write_task(folder: Path, task: str, data: Path, benchmark: str, subject: str
 
 
 def read_rows(path: Path, benchmark: str) -> list[dict[str, Any]]:
-    """As the data sets of the hub have them."""
+    """As the data sets of the hub have them; a newline is a newline, however a cell writes it."""
     with path.open(encoding="utf-8", newline="") as file:
-        if benchmark == "ceval":
-            return list(csv.DictReader(file))
-        rows = list(csv.reader(file))
+        rows = [[cell.replace("\r\n", "\n") for cell in row] for row in csv.reader(file)]
+    if benchmark == "ceval":
+        return [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
     return [{"question": row[0], "choices": row[1:5], "answer": "ABCD".index(row[5])} for row in rows]

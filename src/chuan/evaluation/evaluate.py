@@ -7,22 +7,47 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import json
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from chuan.errors import ChuanError
 from chuan.evaluation.accuracy import measure_accuracy
-from chuan.evaluation.backends.backend import LetterBackend
-from chuan.evaluation.prompts import Ask, LetterPrompt, build_prompts, digest_questions, list_subjects, load_asks
+from chuan.evaluation.backends.backend import (
+    ChatLetterBackend,
+    GenerationOptions,
+    LetterBackend,
+    PaidBackend,
+    Reply,
+)
+from chuan.evaluation.extraction import extract_letter
+from chuan.evaluation.prompts import (
+    Ask,
+    Encode,
+    LetterPrompt,
+    build_prompts,
+    digest_questions,
+    list_subjects,
+    load_asks,
+    render_prompt,
+)
 from chuan.evaluation.protocols import LetterProtocol, find_protocol
 from chuan.evaluation.results import FORMAT, RunFolder
 from chuan.evaluation.submission import describe_submission, write_submission
 from chuan.tasks.benchmarks import find_benchmark
 from chuan.tasks.question import LETTERS
 
+# A text to continue, or a conversation to answer; letters are read off either.
+MODES = ("base", "chat")
+# How many the published tables are over, where that is known.
+QUESTIONS = {"mmlu": 14042, "ceval": 12342}
+# How long a reply may be that is read for its letter.
+REPLY_TOKENS = 512
 # (questions answered, of how many, rows with a right answer)
 Progress = Callable[[int, int, int], None]
 
@@ -40,23 +65,45 @@ class Plan:
     data: Path
     source: str = "folder"
     revision: str | None = None
+    mode: str = "base"
 
 
 def build_plan(
-    benchmark: str, protocol: str, split: str | None, shots: int, seed: int | None, subjects: str | None, data: Path
+    benchmark: str,
+    protocol: str,
+    split: str | None,
+    shots: int,
+    seed: int | None,
+    subjects: str | None,
+    data: Path,
+    mode: str = "base",
 ) -> Plan:
     """Fills in what was not said. Raises ChuanError for names that there are not."""
+    if mode not in MODES:
+        raise ChuanError(f"--mode {mode} is not known; give {' or '.join(MODES)}")
+    if shots < 0:
+        raise ChuanError(f"--shots {shots} is not possible; give 0 or more")
+    if split == "dev":
+        raise ChuanError("the split dev is what demonstrations come from; ask for another")
     known = find_benchmark(benchmark)
     rules = find_protocol(benchmark, protocol)
     names = list_subjects(benchmark, subjects, rules.drawn)
     seed = seed if seed is not None or not rules.drawn else 0
-    return Plan(benchmark, protocol, split or known.splits[-1], shots, seed, tuple(names), data)
+    return Plan(benchmark, protocol, split or known.splits[-1], shots, seed, tuple(names), data, mode=mode)
 
 
-def run_plan(plan: Plan, backend: LetterBackend, folder: Path, progress: Progress = lambda *_: None) -> dict[str, Any]:
+def load_plan(plan: Plan) -> list[Ask]:
+    """Its questions. Raises ChuanError where the data are not what they should be."""
+    drawn = find_protocol(plan.benchmark, plan.protocol).drawn
+    return load_asks(plan.benchmark, plan.data, plan.subjects, plan.split, plan.shots, plan.seed, drawn)
+
+
+def run_plan(
+    plan: Plan, backend: LetterBackend | PaidBackend, folder: Path, progress: Progress = lambda *_: None
+) -> dict[str, Any]:
     """Asks what has not been answered yet, and returns the contents of run.json."""
     protocol = find_protocol(plan.benchmark, plan.protocol)
-    asks = load_asks(plan.benchmark, plan.data, plan.subjects, plan.split, plan.shots, plan.seed, protocol.drawn)
+    asks = load_plan(plan)
     described = describe_plan(plan, backend, asks)
     with RunFolder(folder, described) as run:
         if run.finished is not None:
@@ -66,14 +113,19 @@ def run_plan(plan: Plan, backend: LetterBackend, folder: Path, progress: Progres
         open_asks = [ask for ask in asks if find_key(ask) not in run.rows]
         right = sum(row["correct"] is True for row in run.rows.values())
         progress(len(run.rows), len(asks), right)
-        for row in answer_letters(protocol, open_asks, backend):
+        if isinstance(backend, LetterBackend):
+            answers = answer_letters(protocol, open_asks, backend, plan.mode)
+        else:
+            answers = answer_replies(protocol, open_asks, backend)
+        for row in answers:
             run.append(row)
             right += row["correct"] is True
             progress(len(run.rows), len(asks), right)
         order = [find_key(ask) for ask in asks]
         rows = [run.rows[key] for key in order]
         facts = {"format": FORMAT, **described, **summarise(plan, protocol, rows)}
-        if plan.benchmark == "ceval" and facts["accuracy"]["average"]["value"] is None:
+        facts["versions"] |= backend.facts.versions
+        if (plan.benchmark, plan.split) == ("ceval", "test") and facts["accuracy"]["average"]["value"] is None:
             problem = describe_submission(rows)
             if problem:
                 facts["note"] = f"{facts['note']}; no submission file: {problem}"
@@ -83,20 +135,23 @@ def run_plan(plan: Plan, backend: LetterBackend, folder: Path, progress: Progres
         return facts
 
 
-def answer_letters(protocol: LetterProtocol, asks: list[Ask], backend: LetterBackend) -> Iterator[dict[str, Any]]:
+def answer_letters(
+    protocol: LetterProtocol, asks: list[Ask], backend: LetterBackend, mode: str
+) -> Iterator[dict[str, Any]]:
     """A row for each question, as the scores come."""
+    encode, letter_ids = find_letters(protocol, backend, mode)
     sent: list[LetterPrompt | None] = []
     unasked: list[LetterPrompt] = []
 
     def send() -> Iterator[list[int]]:
-        for prompt in build_prompts(protocol, asks, backend.encode, backend.context_length):
+        for prompt in build_prompts(protocol, asks, encode, backend.context_length, mode == "chat"):
             if prompt.token_ids is None:
                 unasked.append(prompt)
             else:
                 sent.append(prompt)
                 yield prompt.token_ids
 
-    for number, scores in backend.score_letters(send(), backend.find_letters(protocol.letters)):
+    for number, scores in backend.score_letters(send(), letter_ids):
         prompt, sent[number] = sent[number], None  # a whole benchmark's ids would be half a gigabyte
         assert prompt is not None
         yield build_row(prompt, scores)
@@ -104,10 +159,29 @@ def answer_letters(protocol: LetterProtocol, asks: list[Ask], backend: LetterBac
         yield build_row(prompt, None)
 
 
-def build_row(prompt: LetterPrompt, scores: list[float] | None) -> dict[str, Any]:
+def answer_replies(protocol: LetterProtocol, asks: list[Ask], backend: PaidBackend) -> Iterator[dict[str, Any]]:
+    """A row for each question, as the replies come; one that names no letter, or several, is wrong and counted."""
+    prompts = [render_prompt(protocol, ask, ask.demonstrations, as_chat=True) for ask in asks]
+    for number, reply in backend.ask(prompts, GenerationOptions(REPLY_TOKENS)):
+        text = json.dumps(prompts[number], ensure_ascii=False)
+        yield build_row(LetterPrompt(asks[number], text, None, 0, 0), None, reply)
+
+
+def find_letters(protocol: LetterProtocol, backend: LetterBackend, mode: str) -> tuple[Encode, list[int]]:
+    """How prompts become ids, and the ids of the letters after them."""
+    if mode == "base":
+        return partial(backend.encode, bos=protocol.bos), backend.find_letters(protocol.letters)
+    if not isinstance(backend, ChatLetterBackend):
+        raise ChuanError(f"letters cannot be read off conversations with {backend.facts.model}; use --mode base")
+    return backend.encode_chats, backend.find_chat_letters()
+
+
+def build_row(prompt: LetterPrompt, scores: list[float] | None, reply: Reply | None = None) -> dict[str, Any]:
     """A line of questions.jsonl; the first of equal scores wins, and a prompt that could not be asked is wrong."""
     question = prompt.ask.question
     predicted = LETTERS[scores.index(max(scores))] if scores is not None else None
+    if reply is not None:
+        predicted = extract_letter(reply.text)
     gold = question.answer
     row = {
         "id": question.id,
@@ -123,8 +197,12 @@ def build_row(prompt: LetterPrompt, scores: list[float] | None) -> dict[str, Any
     }
     if prompt.cut:
         row["cut_tokens"] = prompt.cut
-    if scores is None:
+    if reply is not None:
+        row |= {"reply": reply.text, "input_tokens": reply.input_tokens, "output_tokens": reply.output_tokens}
+    elif scores is None:
         row["too_long"] = True
+    if len(set(question.choices)) < len(question.choices):
+        row["repeated_options"] = True  # two letters are right, and only one of them counts
     return row
 
 
@@ -143,13 +221,13 @@ def list_items(asks: list[Ask]) -> dict[str, dict[str, list[str]]]:
     return items
 
 
-def describe_plan(plan: Plan, backend: LetterBackend, asks: list[Ask]) -> dict[str, Any]:
+def describe_plan(plan: Plan, backend: LetterBackend | PaidBackend, asks: list[Ask]) -> dict[str, Any]:
     """What makes two runs the same run."""
     facts = backend.facts
     return {
         "benchmark": plan.benchmark,
         "protocol": plan.protocol,
-        "mode": "base",
+        "mode": plan.mode,
         "split": plan.split,
         "shots": plan.shots,
         "seed": plan.seed,
@@ -160,6 +238,8 @@ def describe_plan(plan: Plan, backend: LetterBackend, asks: list[Ask]) -> dict[s
         "dtype": facts.dtype,
         "device": facts.device,
         "parameters": facts.parameters,
+        "weights_sha256": facts.weights_sha256,
+        "context_length": getattr(backend, "context_length", None),  # prompts are shortened to it
         "data": {"source": plan.source, "revision": plan.revision, "sha256": digest_questions(asks)},
     }
 
@@ -177,7 +257,10 @@ def summarise(plan: Plan, protocol: LetterProtocol, rows: list[dict[str, Any]]) 
         "unextracted": sum(row["predicted"] is None and "too_long" not in row for row in rows),
         "too_long": sum("too_long" in row for row in rows),
         "dropped_demonstrations": sum(row["dropped_demonstrations"] for row in rows),
+        "tokens": {kind: sum(row.get(f"{kind}_tokens", 0) for row in rows) for kind in ("input", "output")},
         "cut_prompts": sum("cut_tokens" in row for row in rows),
+        "repeated_options": sum("repeated_options" in row for row in rows),
+        "unlabelled": sum(row["gold"] is None for row in rows),
         "comparable": not note,
         "note": note,
     }
@@ -189,6 +272,8 @@ def find_difference(plan: Plan, protocol: LetterProtocol, rows: list[dict[str, A
         return protocol.remark
     if plan.protocol != "baichuan":
         return f"asked by the protocol {plan.protocol}, the published table by the card's own scripts"
+    if plan.mode != "base":
+        return "asked as a conversation, the published table by texts to continue"
     if plan.split != "test":
         return f"the split is {plan.split}, that of the published table test"
     if plan.shots != 5:
@@ -196,6 +281,9 @@ def find_difference(plan: Plan, protocol: LetterProtocol, rows: list[dict[str, A
     missing = len(find_benchmark(plan.benchmark).subjects) - len(plan.subjects)
     if missing:
         return f"{missing} subjects were not asked"
+    expected = QUESTIONS[plan.benchmark]
+    if len(rows) != expected:
+        return f"{len(rows):,} questions were asked, that split has {expected:,}"
     if any(row["correct"] is None for row in rows):
         return "the answers of this split are not in the data: not scored"
     return ""

@@ -5,15 +5,14 @@ In: the options of the command line. Out: folders of runs, tables on stdout; an 
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
-from chuan.errors import ChuanError
 from chuan.evaluation.backends.backend import ModelFacts
-from chuan.evaluation.backends.open import open_backend
+from chuan.evaluation.backends.open import is_api, open_backend
 from chuan.evaluation.compare import compare_runs
-from chuan.evaluation.evaluate import Plan, build_plan, run_plan
+from chuan.evaluation.evaluate import Plan, build_plan, load_plan, run_plan
+from chuan.evaluation.options import name_folder, read_prices, read_widths
 from chuan.evaluation.report import write_report
 from chuan.evaluation.show import asking_bar, print_run, print_widths
 
@@ -31,21 +30,33 @@ def run_evaluate(
     device: str,
     dtype: str,
     output: str,
+    trust_remote_code: bool = False,
+    mode: str = "base",
+    base_url: str | None = None,
+    concurrency: int = 4,
+    prices: str | None = None,
 ) -> int:
     """Every benchmark at every width of weights: a folder a run, and a table a benchmark."""
-    names = [name.strip() for name in benchmark.split(",")]
+    paid = read_prices(prices)
+    if is_api(model):
+        mode = "chat"  # there is nothing else to ask it by
+    names = list(dict.fromkeys(name.strip() for name in benchmark.split(",")))
     widths = read_widths(bits)
-    plans = [build_plan(name, protocol, split, shots, shuffle_seed, subjects, Path(data)) for name in names]
+    plans = [build_plan(name, protocol, split, shots, shuffle_seed, subjects, Path(data), mode) for name in names]
+    for plan in plans:
+        load_plan(plan)  # what is wrong with the data is known before a model is loaded
     runs: dict[str, list[tuple[dict[str, Any], Path]]] = {name: [] for name in names}
     for width in widths:
-        backend = open_backend(model, width, device, dtype)
+        backend = open_backend(
+            model, width, device, dtype, trust_remote_code, base_url, concurrency, Path(output) / "replies.jsonl"
+        )
         for plan in plans:
             folder = Path(output) / name_run(plan, backend.facts)
             with asking_bar(f"{plan.benchmark}, {plan.split}") as progress:
                 facts = run_plan(plan, backend, folder, progress)
             write_report(folder)
             runs[plan.benchmark].append((facts, folder))
-            print_run(facts)
+            print_run(facts, paid)
             print(f"{folder}\n")
         del backend  # before the next width is loaded
     for of_benchmark in runs.values():
@@ -55,19 +66,9 @@ def run_evaluate(
     return 0
 
 
-def read_widths(bits: str | None) -> list[int | None]:
-    """`16,8,4` to numbers; None is what the files have."""
-    if bits is None:
-        return [None]
-    if not re.fullmatch(r"(16|8|4)(,(16|8|4))*", bits):
-        raise ChuanError(f"--bits {bits} is not known; give 16, 8, 4 or several with commas")
-    return list(dict.fromkeys(int(width) for width in bits.split(",")))
-
-
 def name_run(plan: Plan, facts: ModelFacts) -> str:
     """A folder's name that tells runs apart; the plan inside tells the rest."""
-    model = re.sub(r"[^\w.-]+", "-", facts.model).strip("-.") or "model"
-    parts = [plan.benchmark, plan.split, plan.protocol, f"{plan.shots}shot", model, str(facts.dtype)]
-    if plan.seed is not None:
-        parts.insert(4, f"seed{plan.seed}")
-    return "-".join(parts)
+    seed = f"seed{plan.seed}" if plan.seed is not None else None
+    mode = plan.mode if plan.mode != "base" else None
+    asked = "-".join(part for part in (plan.split, plan.protocol, mode, f"{plan.shots}shot", seed) if part)
+    return name_folder(plan.benchmark, asked, facts.model, facts.bits, facts.dtype)

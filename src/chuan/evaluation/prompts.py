@@ -12,13 +12,15 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from chuan.errors import ChuanError
 from chuan.evaluation.protocols import LetterProtocol
 from chuan.tasks.benchmarks import find_benchmark, load_questions
 from chuan.tasks.question import Question
 
-Encode = Callable[[Sequence[str], bool], list[list[int]]]
+Messages = list[dict[str, str]]
+Encode = Callable[[Sequence[Any]], list[list[int]]]  # of texts, or of conversations where those are what is asked
 # How many prompts are encoded together.
 _BATCH = 64
 
@@ -35,7 +37,8 @@ class Ask:
 class LetterPrompt:
     """A prompt ready to be scored. `dropped` demonstrations were left out, `cut` tokens taken off its beginning.
 
-    `token_ids` are None where the question alone is too long: it cannot be asked.
+    `text` is what was rendered, a conversation as JSON. `token_ids` are None where the question alone is too long: it
+    cannot be asked.
     """
 
     ask: Ask
@@ -52,15 +55,19 @@ def load_asks(
 
     Those are the first `shots` of the split dev, or with a seed as many of them drawn anew for every question, as the
     published scripts did without one. With `drawn` there is no such split: the seed draws them from the questions that
-    letters can score, and the rest is asked. Raises ChuanError where data are missing.
+    letters can score, and the rest is asked. Raises ChuanError where data are missing or cannot be what they should.
     """
     asks: list[Ask] = []
     for subject in subjects:
-        questions = load_questions(benchmark, data, [subject], split)
+        try:
+            questions = load_questions(benchmark, data, [subject], split)
+            pool = load_questions(benchmark, data, [subject], "dev") if shots and not drawn else []
+        except ChuanError as error:
+            raise ChuanError(f"{error}, or leave {subject} out by --subjects") from None
+        _check_questions(benchmark, subject, questions, pool)
         if drawn:
-            asks += _draw_split([q for q in questions if q.is_four_choice], subject, shots, seed or 0)
+            asks += _draw_split([q for q in questions if q.is_four_choice and q.answer], subject, shots, seed or 0)
             continue
-        pool = load_questions(benchmark, data, [subject], "dev") if shots else []
         if len(pool) < shots:
             raise ChuanError(f"{benchmark} has {len(pool)} demonstrations for {subject}; ask for --shots {len(pool)}")
         for question in questions:
@@ -75,6 +82,8 @@ def list_subjects(benchmark: str, names: str | None, drawn: bool) -> list[str]:
     known = find_benchmark(benchmark).subjects
     if names is not None:
         wanted = [name.strip() for name in names.split(",") if name.strip()]
+        if not wanted:
+            raise ChuanError("--subjects names none; leave it out for all")
         for name in wanted:
             if name not in known:
                 raise ChuanError(f"{benchmark} has no subject {name}; it has {', '.join(known)}")
@@ -83,16 +92,24 @@ def list_subjects(benchmark: str, names: str | None, drawn: bool) -> list[str]:
 
 
 def build_prompts(
-    protocol: LetterProtocol, asks: Iterable[Ask], encode: Encode, context_length: int
+    protocol: LetterProtocol, asks: Iterable[Ask], encode: Encode, context_length: int, as_chat: bool = False
 ) -> Iterator[LetterPrompt]:
-    """The prompts in order, shortened as the protocol says where they do not fit."""
+    """The prompts in order, shortened as the protocol says where they do not fit; a conversation loses whole turns."""
     limit = min(protocol.limit or context_length, context_length)
-    subjects = find_benchmark(protocol.benchmark).subjects
     waiting = iter(asks)
     while batch := [ask for _, ask in zip(range(_BATCH), waiting, strict=False)]:
-        texts = [protocol.render(subjects[ask.question.subject], ask.demonstrations, ask.question) for ask in batch]
-        for ask, text, ids in zip(batch, texts, encode(texts, protocol.bos), strict=True):
-            yield _fit(protocol, ask, text, ids, encode, limit)
+        prompts = [render_prompt(protocol, ask, ask.demonstrations, as_chat) for ask in batch]
+        for ask, prompt, ids in zip(batch, prompts, encode(prompts), strict=True):
+            yield _fit(protocol, ask, prompt, ids, encode, limit, as_chat)
+
+
+def render_prompt(
+    protocol: LetterProtocol, ask: Ask, demonstrations: Sequence[Question], as_chat: bool
+) -> str | Messages:
+    """A text to continue, or a conversation to answer."""
+    subject = find_benchmark(protocol.benchmark).subjects[ask.question.subject]
+    render = protocol.render_messages if as_chat else protocol.render
+    return render(subject, demonstrations, ask.question)
 
 
 def digest_questions(asks: Sequence[Ask]) -> str:
@@ -107,17 +124,40 @@ def digest_questions(asks: Sequence[Ask]) -> str:
     return digest.hexdigest()
 
 
-def _fit(protocol: LetterProtocol, ask: Ask, text: str, ids: list[int], encode: Encode, limit: int) -> LetterPrompt:
-    if protocol.overflow == "cut the beginning":
+def _fit(
+    protocol: LetterProtocol,
+    ask: Ask,
+    prompt: str | Messages,
+    ids: list[int],
+    encode: Encode,
+    limit: int,
+    as_chat: bool,
+) -> LetterPrompt:
+    if protocol.overflow == "cut the beginning" and not as_chat:
         cut = max(0, len(ids) - limit)
-        return LetterPrompt(ask, text, ids[cut:], 0, cut)
-    subject = find_benchmark(protocol.benchmark).subjects[ask.question.subject]
+        return LetterPrompt(ask, _describe(prompt), ids[cut:], 0, cut)
     shots = list(ask.demonstrations)
     while len(ids) > limit and shots:
         shots.pop()
-        text = protocol.render(subject, shots, ask.question)
-        (ids,) = encode([text], protocol.bos)
-    return LetterPrompt(ask, text, ids if len(ids) <= limit else None, len(ask.demonstrations) - len(shots), 0)
+        prompt = render_prompt(protocol, ask, shots, as_chat)
+        (ids,) = encode([prompt])
+    dropped = len(ask.demonstrations) - len(shots)
+    return LetterPrompt(ask, _describe(prompt), ids if len(ids) <= limit else None, dropped, 0)
+
+
+def _describe(prompt: str | Messages) -> str:
+    return prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False)
+
+
+def _check_questions(benchmark: str, subject: str, questions: Sequence[Question], pool: Sequence[Question]) -> None:
+    """Answers are kept by id, so ids must differ; and a demonstration without an answer demonstrates nothing."""
+    ids = [question.id for question in questions]
+    if len(set(ids)) < len(ids):
+        twice = next(id_ for id_ in ids if ids.count(id_) > 1)
+        raise ChuanError(f"{benchmark} has two questions {twice} in {subject}; fetch its file again")
+    for shot in pool:
+        if shot.answer is None:
+            raise ChuanError(f"demonstration {shot.id} of {benchmark}'s {subject} has no answer; fetch its file again")
 
 
 def _choose_shots(pool: Sequence[Question], shots: int, seed: int | None, question: Question) -> Sequence[Question]:

@@ -2,7 +2,7 @@
 
 In: questions. Out: text. Knows no model. One table, a row for each benchmark and protocol: `baichuan` (the published
 scripts of the model card), `official` (the benchmark's authors), `harness` (lm-evaluation-harness 0.4.13). Sources:
-github.com/baichuan-inc/Baichuan-7B (evaluation), hendrycks/test (evaluate.py), hkust-nlp/ceval (llama.py).
+github.com/baichuan-inc/Baichuan-7B (evaluation), hendrycks/test (evaluate.py), hkust-nlp/ceval (llama.py, chatgpt.py).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class LetterProtocol:
     the model's own ids of a beginning come first. limit: how many tokens a prompt may have, beside the model's context.
     overflow: what becomes of a longer one: demonstrations are left out from the last on, or tokens from the first on.
     drawn: for benchmarks without a published split, demonstrations are drawn from the questions by a seed.
+    system: what a conversation opens with, where the authors say so.
     """
 
     name: str
@@ -42,11 +43,24 @@ class LetterProtocol:
     overflow: Literal["drop demonstrations", "cut the beginning"] = "drop demonstrations"
     drawn: bool = False
     remark: str = ""
+    system: Callable[[Subject], str] | None = None
 
     def render(self, subject: Subject, demonstrations: Sequence[Question], question: Question) -> str:
         """The whole prompt."""
         shown = [f"{self.item(shot, subject)}{self.gap}{shot.answer}{self.end}" for shot in demonstrations]
         return self.header(subject) + "".join(shown) + self.item(question, subject)
+
+    def render_messages(
+        self, subject: Subject, demonstrations: Sequence[Question], question: Question
+    ) -> list[dict[str, str]]:
+        """The same as a conversation, as C-Eval's chatgpt.py has it: a turn an item, the letter alone as the answer."""
+        messages = [{"role": "system", "content": self.system(subject)}] if self.system is not None else []
+        opening = self.header(subject)
+        for shot in demonstrations:
+            messages.append({"role": "user", "content": opening + self.item(shot, subject)})
+            messages.append({"role": "assistant", "content": str(shot.answer)})
+            opening = ""
+        return [*messages, {"role": "user", "content": opening + self.item(question, subject)}]
 
 
 def render_options(question: Question) -> str:
@@ -73,6 +87,10 @@ def _mmlu_harness_item(question: Question, subject: Subject) -> str:
 
 def _ceval_header(subject: Subject) -> str:
     return f"以下是中国关于{subject.title}考试的单项选择题，请选出其中的正确答案。\n\n"
+
+
+def _ceval_system(subject: Subject) -> str:
+    return f"你是一个中文人工智能助手，以下是中国关于{subject.title}考试的单项选择题，请选出其中的正确答案。"
 
 
 def _ceval_item(question: Question, subject: Subject) -> str:
@@ -127,7 +145,18 @@ PROTOCOLS = {
             overflow="cut the beginning",
         ),
         LetterProtocol("baichuan", "ceval", _ceval_header, _ceval_item, "", "\n", "bare", bos=False, average="macro"),
-        LetterProtocol("official", "ceval", _ceval_header, _ceval_item, "", "\n\n", "bare", bos=True, average="macro"),
+        LetterProtocol(
+            "official",
+            "ceval",
+            _ceval_header,
+            _ceval_item,
+            "",
+            "\n\n",
+            "bare",
+            bos=True,
+            average="macro",
+            system=_ceval_system,
+        ),
         LetterProtocol(
             "harness",
             "ceval",

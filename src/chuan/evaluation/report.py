@@ -21,7 +21,8 @@ from chuan.staging import staged_file
 _BINS = 10
 _FACTS = (
     "benchmark", "protocol", "mode", "split", "shots", "seed", "model", "backend", "bits", "dtype", "device", "data",
-    "versions", "date", "unextracted", "dropped_demonstrations", "comparable", "note",
+    "versions", "date", "unextracted", "too_long", "dropped_demonstrations", "cut_prompts", "repeated_options",
+    "unlabelled", "comparable", "note",
 )  # fmt: skip
 
 

@@ -40,13 +40,17 @@ def asking_bar(title: str) -> Iterator[Progress]:
         yield show
 
 
-def print_run(facts: dict[str, Any]) -> None:
-    """The average and the categories, and what a reader must know beside them."""
+def print_run(facts: dict[str, Any], prices: tuple[float, float] | None = None) -> None:
+    """The average and the categories, and what a reader must know beside them.
+
+    prices: of a million tokens of prompts and of replies, in whatever currency the user thinks in.
+    """
     console = build_console()
     bits = f", {facts['bits']} bits" if facts["bits"] else ""
+    dtype = f", {facts['dtype']}" if facts["dtype"] else ""
     title = (
         f"{facts['benchmark']} {facts['split']}, {facts['shots']} shots, protocol {facts['protocol']}: "
-        f"{facts['model']}{bits}, {facts['dtype']}"
+        f"{facts['model']}{bits}{dtype}"
     )
     table = Table(box=None, pad_edge=False)
     for name, justify in [("", "left"), ("accuracy, %", "right"), ("± 1 s.e.", "right"), ("questions", "right")]:
@@ -55,23 +59,29 @@ def print_run(facts: dict[str, Any]) -> None:
     rows = [(f"average ({accuracy['average']['kind']})", accuracy["average"]), *accuracy["categories"].items()]
     for name, part in rows:
         table.add_row(Text(name), per_cent(part["value"]), per_cent(part["standard_error"]), f"{part['questions']:,}")
-    console.print(Text(title), soft_wrap=True)
-    console.print(table)
+    print_titled(title, table)
     for name, what in [
         ("unextracted", "replies without an answer, counted as wrong"),
         ("too_long", "questions too long to be asked, counted as wrong"),
         ("dropped_demonstrations", "demonstrations left out of prompts that did not fit"),
         ("cut_prompts", "prompts cut at the beginning"),
+        ("repeated_options", "questions with an option twice, scored as they are"),
+        ("unlabelled", "questions whose answer is not in the data: no score"),
     ]:
         if facts.get(name):
             console.print(f"{facts[name]:,} {what}", soft_wrap=True)
+    tokens = facts.get("tokens", {"input": 0})
+    if tokens["input"]:
+        paid = f", paid for with {sum_prices(tokens, prices):.2f}" if prices is not None else ""
+        line = f"{tokens['input']:,} tokens of prompts and {tokens['output']:,} of replies{paid}"
+        console.print(line, soft_wrap=True)
     if facts["note"]:
         console.print(Text(f"not comparable with the published table: {facts['note']}"), soft_wrap=True)
 
 
 def print_widths(first: dict[str, Any], others: Sequence[tuple[dict[str, Any], Comparison]]) -> None:
     """What fewer bits cost: accuracy, its difference to the first width, and the questions that flipped."""
-    table = Table(box=None, pad_edge=False, title=Text(f"{first['benchmark']} by bits a weight"), title_justify="left")
+    table = Table(box=None, pad_edge=False)
     for name in ("bits", "accuracy, %", "difference", "95 % of it", "lost", "gained", "McNemar p"):
         table.add_column(name, justify="right")
     average = first["accuracy"]["average"]
@@ -87,7 +97,44 @@ def print_widths(first: dict[str, Any], others: Sequence[tuple[dict[str, Any], C
             str(comparison.only_b),
             f"{comparison.p_value:.3g}",
         )
-    build_console().print(table)
+    print_titled(f"{first['benchmark']} by bits a weight", table)
+
+
+def sum_prices(tokens: dict[str, int], prices: tuple[float, float]) -> float:
+    """Of all replies of a run, those of an earlier attempt included: they were paid for once."""
+    return (tokens["input"] * prices[0] + tokens["output"] * prices[1]) / 1e6
+
+
+def print_text(measured: Sequence[dict[str, Any]]) -> None:
+    """How well a text was predicted: a row a width and language."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("bits", "language", "tokens", "bytes", "perplexity", "bits a byte"):
+        table.add_column(name, justify="left" if name == "language" else "right")
+    for facts in measured:
+        for language, loss in facts["languages"].items():
+            figures = f"{loss['perplexity']:,.3f}", f"{loss['bits_per_byte']:.4f}"
+            table.add_row(str(facts["bits"]), language, f"{loss['tokens']:,}", f"{loss['bytes']:,}", *figures)
+    print_titled(f"{measured[0]['text']}: {measured[0]['model']}", table)
+
+
+def print_positions(measured: Sequence[dict[str, Any]]) -> None:
+    """Perplexity by how far into the context a token stands: a column a width."""
+    first = measured[0]
+    title = f"perplexity by position, windows of {first['window']:,} tokens, trained on {first['trained_context']:,}"
+    table = Table(box=None, pad_edge=False)
+    for name in ("positions", "tokens", *(f"{facts['bits']} bits" for facts in measured)):
+        table.add_column(name, justify="right")
+    for row in zip(*(facts["positions"] for facts in measured), strict=True):
+        span = f"{row[0]['first']:,} to {row[0]['last']:,}"
+        table.add_row(span, f"{row[0]['tokens']:,}", *(f"{bucket['perplexity']:,.3f}" for bucket in row))
+    print_titled(title, table)
+
+
+def print_titled(title: str, table: Table) -> None:
+    """A table's own title would be broken to its width."""
+    console = build_console()
+    console.print(Text(title), soft_wrap=True)
+    console.print(table)
 
 
 def build_console() -> Console:

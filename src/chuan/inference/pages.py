@@ -12,6 +12,8 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from chuan.model.paged_cache import count_common
+
 PAGE = 64
 ROOT = b""
 
@@ -176,14 +178,6 @@ class PagePool:
 def count_pages(tokens: int) -> int:
     """How many pages so many tokens take."""
     return -(-tokens // PAGE)
-
-
-def count_common(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many ids the two begin with in common."""
-    for index, (one, other) in enumerate(zip(left, right, strict=False)):
-        if one != other:
-            return index
-    return min(len(left), len(right))
 
 
 def extend_keys(keys: list[bytes], token_ids: Sequence[int], tokens: int) -> None:

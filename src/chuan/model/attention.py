@@ -1,4 +1,4 @@
-"""Attention: one function, so that another kernel has one place to go, and the masks that it takes.
+"""Attention: one place for kernels to go, and the masks that they take.
 
 Letters: B batch, H query heads, K key/value heads, T new tokens, S all tokens (S >= T), D width of a head.
 """
@@ -23,6 +23,21 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -
         return F.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=grouped)
     mask = torch.ones(tokens, seen, dtype=torch.bool, device=queries.device).tril(seen - tokens)
     return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, enable_gqa=grouped)
+
+
+def attend_weighed(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """As `attend`, with the logarithm (B, H, T) of what the softmax divided by, so that parts can be joined; CPU only.
+
+    `mask` is what is added to the scores, (T, S); None means that every query looks at every key.
+    """
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(queries, keys, values, attn_mask=mask)
+
+
+def join_parts(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> Tensor:
+    """What attention to both parts' keys at once would give: each part weighs what its softmax divided by."""
+    (first_out, first_log), (second_out, second_log) = first, second
+    share = torch.sigmoid(first_log - second_log)[..., None]
+    return torch.lerp(second_out, first_out, share.to(first_out.dtype))
 
 
 def build_mask(valid: Tensor, tokens: int, past: int) -> Tensor:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chuan.model.attention import attend
+from chuan.model.attention import attend, attend_weighed, join_parts
 from chuan.model.config import ModelConfig
 
 
@@ -27,8 +27,34 @@ class Span:
     pages: Sequence[int]
 
 
+@dataclass(frozen=True)
+class _Read:
+    """New tokens of one sequence, and where the keys that they look at are: all, or those after what a group shares.
+
+    mask: added to the scores of the last (T, S) of them; None for those that are read whole.
+    """
+
+    row: int
+    tokens: int
+    places: slice | Tensor
+    mask: Tensor | None
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Sequences next to each other whose first pages are the same ones, which none of their new tokens is on."""
+
+    rows: slice
+    places: slice | Tensor
+    members: list[_Read]
+
+
 class PagedCache:
-    """`page_count` pages of `page_size` tokens for every layer. `begin` says what the next pass of the decoder is."""
+    """`page_count` pages of `page_size` tokens for every layer. `begin` says what the next pass of the decoder is.
+
+    What several sequences share is read once for all of them, where the device has a kernel that tells how much weight
+    it gave to each part (a CPU): the questions behind one set of demonstrations, the turns behind one system prompt.
+    """
 
     def __init__(
         self, config: ModelConfig, page_count: int, page_size: int, dtype: torch.dtype, device: torch.device
@@ -40,26 +66,29 @@ class PagedCache:
         self._keys = [build_zeros(shape, dtype, device) for _ in range(config.num_hidden_layers)]
         self._values = [build_zeros(shape, dtype, device) for _ in range(config.num_hidden_layers)]
         self._slots = torch.empty(0, dtype=torch.long, device=device)
-        self._reads: list[tuple[int, int, slice | Tensor]] = []
+        self._groups: list[_Group | _Read] = []
 
     def begin(self, spans: Sequence[Span]) -> None:
         """Sets the sequences whose new tokens come next, in the order in which they are laid end to end."""
         size, device = self._page_size, self._slots.device
         slots: list[int] = []
-        self._reads, row = [], 0
         for span in spans:
-            end, pages = span.past + span.tokens, span.pages
-            slots += [pages[i // size] * size + i % size for i in range(span.past, end)]
-            used = -(-end // size)
-            first = pages[0] * size
-            if all(pages[i] == pages[0] + i for i in range(1, used)):
-                self._reads.append((row, span.tokens, slice(first, first + end)))
-            else:
-                starts = torch.tensor(pages[:used], device=device) * size
-                places = (starts[:, None] + torch.arange(size, device=device)).flatten()[:end]
-                self._reads.append((row, span.tokens, places))
-            row += span.tokens
+            slots += [span.pages[i // size] * size + i % size for i in range(span.past, span.past + span.tokens)]
         self._slots = torch.tensor(slots, device=device)
+        self._groups, row, index = [], 0, 0
+        while index < len(spans):
+            count, shared = self._find_group(spans[index:]) if device.type == "cpu" else (1, 0)
+            members = []
+            first = row
+            for span in spans[index : index + count]:
+                members.append(self._build_read(span, row, shared))
+                row += span.tokens
+            if count == 1:
+                self._groups += members
+            else:
+                places = self._find_places(spans[index].pages, shared * size)
+                self._groups.append(_Group(slice(first, row), places, members))
+            index += count
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """(1, H, T, D) by (1, K, T, D) -> (1, H, T, D): stores keys and values; each sequence attends to its own."""
@@ -67,16 +96,52 @@ class PagedCache:
         all_keys, all_values = self._keys[layer], self._values[layer]
         all_keys.index_copy_(0, self._slots, keys[0].transpose(0, 1))
         all_values.index_copy_(0, self._slots, values[0].transpose(0, 1))
-        outs = [
-            attend(
-                queries[:, :, row : row + tokens],
-                all_keys[places].transpose(0, 1)[None],
-                all_values[places].transpose(0, 1)[None],
-                None,
-            )
-            for row, tokens, places in self._reads
-        ]
+
+        def read(places: slice | Tensor) -> tuple[Tensor, Tensor]:
+            return all_keys[places].transpose(0, 1)[None], all_values[places].transpose(0, 1)[None]
+
+        outs = []
+        for group in self._groups:
+            if isinstance(group, _Read):
+                outs.append(attend(queries[:, :, group.row : group.row + group.tokens], *read(group.places), None))
+                continue
+            own = [
+                attend_weighed(
+                    queries[:, :, member.row : member.row + member.tokens], *read(member.places), member.mask
+                )
+                for member in group.members
+            ]
+            joined = torch.cat([out for out, _ in own], dim=2), torch.cat([log for _, log in own], dim=2)
+            outs.append(join_parts(attend_weighed(queries[:, :, group.rows], *read(group.places), None), joined))
         return outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)
+
+    def _find_group(self, spans: Sequence[Span]) -> tuple[int, int]:
+        """How many of the first spans belong together, and how many pages they share; (1, 0) for none."""
+        count, shared = 1, spans[0].past // self._page_size
+        for span in spans[1:]:
+            common = count_common(spans[0].pages[:shared], span.pages[: span.past // self._page_size])
+            if not common:
+                break
+            count, shared = count + 1, common
+        return (count, shared) if count > 1 else (1, 0)
+
+    def _build_read(self, span: Span, row: int, shared: int) -> _Read:
+        length = span.past + span.tokens - shared * self._page_size
+        places = self._find_places(span.pages[shared:], length)
+        if not shared:
+            return _Read(row, span.tokens, places, None)
+        hidden = torch.ones(span.tokens, length, dtype=torch.bool).triu(length - span.tokens + 1)
+        mask = torch.zeros(span.tokens, length, dtype=self._keys[0].dtype).masked_fill_(hidden, -math.inf)
+        return _Read(row, span.tokens, places, mask)
+
+    def _find_places(self, pages: Sequence[int], length: int) -> slice | Tensor:
+        """Where the first `length` tokens on some pages are: a view where the pages follow each other."""
+        size = self._page_size
+        used = -(-length // size)
+        if all(pages[i] == pages[0] + i for i in range(1, used)):
+            return slice(pages[0] * size, pages[0] * size + length)
+        starts = torch.tensor(pages[:used], device=self._slots.device) * size
+        return (starts[:, None] + torch.arange(size, device=self._slots.device)).flatten()[:length]
 
     def copy_page(self, source: int, target: int) -> None:
         """Copies one page's keys and values to another's place, in every layer."""
@@ -96,3 +161,10 @@ def build_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
     memory = torch.from_numpy(np.zeros(size + 64, dtype=np.uint8))
     start = -memory.data_ptr() % 64  # as aligned as torch's own
     return memory[start : start + size].view(dtype).view(shape)
+
+
+def count_common(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many items two lists begin with in common."""
+    return next(
+        (i for i, (one, other) in enumerate(zip(left, right, strict=False)) if one != other), min(len(left), len(right))
+    )

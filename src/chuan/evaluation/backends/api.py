@@ -1,9 +1,8 @@
 """Models behind an API: OpenAI-compatible ones and Anthropic's, asked through their official clients.
 
-In: prompts. Out: replies in the order of the prompts, with the tokens that were paid for. The clients retry 429, 5xx
-and time-outs with growing pauses and wait as long as Retry-After says. Every reply is kept on disk by the hash of its
-request as soon as it is there, so that a run that was killed asks no question twice. Keys come from the
-environment alone.
+In: prompts. Out: replies, with the tokens that were paid for. The clients retry 429, 5xx and time-outs with growing
+pauses and wait as long as Retry-After says. Every reply is kept on disk by the hash of its request as soon as it is
+there, so that a run that was killed asks no question twice. Keys come from the environment alone.
 """
 
 from __future__ import annotations
@@ -11,10 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,31 +23,7 @@ import anthropic
 import openai
 
 from chuan.errors import ChuanError, first_line
-
-Prompt = str | list[dict[str, str]]
-
-
-@dataclass(frozen=True)
-class Reply:
-    """A text, and what it cost in tokens; `is_cached` where it was not asked for again."""
-
-    text: str
-    input_tokens: int
-    output_tokens: int
-    is_cached: bool = False
-
-
-@dataclass(frozen=True)
-class Prices:
-    """What a million tokens cost, in whatever currency the user thinks in."""
-
-    input: float
-    output: float
-
-    def cost(self, replies: Sequence[Reply]) -> float:
-        """Of all that were asked for, cached ones included: they were paid once."""
-        tokens_in, tokens_out = sum(r.input_tokens for r in replies), sum(r.output_tokens for r in replies)
-        return (self.input * tokens_in + self.output * tokens_out) / 1e6
+from chuan.evaluation.backends.backend import GenerationOptions, GenerationPrompt, ModelFacts, Reply
 
 
 class ReplyCache:
@@ -55,16 +32,20 @@ class ReplyCache:
     def __init__(self, path: Path) -> None:
         self._path, self._lock = path, threading.Lock()
         self._replies: dict[str, Reply] = {}
-        if path.exists():
-            for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-                try:
-                    row = json.loads(line)
-                    key = row.pop("request_sha256")
-                    self._replies[key] = Reply(**row)
-                except (ValueError, KeyError, TypeError, AttributeError):
-                    continue
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
             with path.open("a", encoding="utf-8") as file:
-                file.write("\n")  # so that the next line does not continue one that was cut
+                file.write("\n" if lines else "")  # so that the next line does not continue one that was cut
+        except OSError as error:
+            raise ChuanError(f"{path} cannot be written: {error.strerror}; choose another --output") from None
+        for line in lines:
+            try:
+                row = json.loads(line)
+                key = row.pop("request_sha256")
+                self._replies[key] = Reply(**row)
+            except (ValueError, KeyError, TypeError, AttributeError):
+                continue
 
     def get(self, key: str) -> Reply | None:
         return self._replies.get(key)
@@ -77,7 +58,7 @@ class ReplyCache:
 
 
 class ApiBackend:
-    """Answers by generation; it has no scores of letters. `name` is `openai:MODEL` or `anthropic:MODEL`."""
+    """A `PaidBackend`. `name` is `openai:MODEL` or `anthropic:MODEL`."""
 
     def __init__(
         self,
@@ -85,7 +66,6 @@ class ApiBackend:
         cache: Path,
         base_url: str | None = None,
         concurrency: int = 4,
-        max_tokens: int = 512,
         retries: int = 8,
         timeout: float = 120.0,
     ) -> None:
@@ -96,27 +76,36 @@ class ApiBackend:
         key = os.environ.get(variable)
         if not key:
             raise ChuanError(f"{variable} is not set; put your key into it (for a local server, any text)")
-        self.base_url, self.concurrency, self.max_tokens = base_url, concurrency, max_tokens
+        if concurrency < 1:
+            raise ChuanError(f"--concurrency {concurrency} asks nothing; give 1 or more")
+        self.base_url, self.concurrency = base_url, concurrency
         client: Any = openai.OpenAI if self.provider == "openai" else anthropic.Anthropic
         self._client = client(api_key=key, base_url=base_url, max_retries=retries, timeout=timeout)
         self._cache = ReplyCache(cache)
+        # Another server is another model, whatever it calls itself; a password in its address is nobody's business.
+        where = f" at {re.sub('//[^/@]*@', '//', base_url)}" if base_url else ""
+        self.facts = ModelFacts(name, self.provider + where, versions={self.provider: version(self.provider)})
 
-    def generate(self, prompts: Sequence[Prompt]) -> Iterator[Reply]:
-        """A reply for each prompt, a text or messages, in their order; `concurrency` of them are asked for at a time.
+    def generate(self, prompts: Iterable[GenerationPrompt], options: GenerationOptions) -> Iterator[tuple[int, str]]:
+        for number, reply in self.ask(prompts, options):
+            yield number, reply.text
+
+    def ask(self, prompts: Iterable[GenerationPrompt], options: GenerationOptions) -> Iterator[tuple[int, Reply]]:
+        """As they come; `concurrency` of them are asked for at a time. An API has no seed to set.
 
         Raises ChuanError where the API refuses, still fails after the retries, or answers with something else.
         """
         with ThreadPoolExecutor(self.concurrency) as pool:
-            futures = [pool.submit(self._answer, prompt) for prompt in prompts]
+            numbers = {pool.submit(self._answer, prompt, options): number for number, prompt in enumerate(prompts)}
             try:
-                for future in futures:
-                    yield future.result()
+                for future in as_completed(numbers):
+                    yield numbers[future], future.result()
             finally:
                 pool.shutdown(cancel_futures=True)  # what is under way is paid for: it is waited for and kept
 
-    def _answer(self, prompt: Prompt) -> Reply:
+    def _answer(self, prompt: GenerationPrompt, options: GenerationOptions) -> Reply:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        request = self._build_request(messages)
+        request = self._build_request(messages, options)
         described = json.dumps([self.provider, self.base_url, request], sort_keys=True, ensure_ascii=False)
         key = hashlib.sha256(described.encode("utf-8", "backslashreplace")).hexdigest()
         known = self._cache.get(key)
@@ -131,19 +120,29 @@ class ApiBackend:
         self._cache.put(key, reply)
         return reply
 
-    def _build_request(self, messages: list[dict[str, str]]) -> dict[str, Any]:
-        request: dict[str, Any] = {"model": self.model, "max_tokens": self.max_tokens}
+    def _build_request(self, messages: Sequence[Mapping[str, str]], options: GenerationOptions) -> dict[str, Any]:
+        longest = options.max_new_tokens
         if self.provider == "openai":
-            return {**request, "temperature": 0, "messages": messages}
-        request["extra_body"] = {"temperature": 0}  # the client has no argument for it any more, the wire has
+            # OpenAI's own name for it; servers that are compatible know the older one.
+            limit = {"max_tokens": longest} if self.base_url else {"max_completion_tokens": longest}
+            stop = {"stop": list(options.stop)} if options.stop else {}
+            turns = [dict(message) for message in messages]
+            return {"model": self.model, **limit, "temperature": options.temperature, **stop, "messages": turns}
         system = "\n".join(message["content"] for message in messages if message["role"] == "system")
-        turns = [message for message in messages if message["role"] != "system"]
-        return {**request, "messages": turns, **({"system": system} if system else {})}
+        return {
+            "model": self.model,
+            "max_tokens": longest,
+            "extra_body": {"temperature": options.temperature},  # the client has no argument for it, the wire has
+            **({"stop_sequences": list(options.stop)} if options.stop else {}),
+            **({"system": system} if system else {}),
+            "messages": [dict(message) for message in messages if message["role"] != "system"],
+        }
 
     def _ask(self, request: dict[str, Any]) -> Reply:
         if self.provider == "openai":
             done = self._client.chat.completions.create(**request)
-            text, usage = done.choices[0].message.content, done.usage
+            message, usage = done.choices[0].message, done.usage
+            text = message.content or message.refusal or ""  # a refusal is a reply too: it names no letter
             counts = (usage.prompt_tokens, usage.completion_tokens) if usage is not None else (0, 0)
         else:
             done = self._client.messages.create(**request)
@@ -151,4 +150,5 @@ class ApiBackend:
             counts = (done.usage.input_tokens, done.usage.output_tokens)
         if not isinstance(text, str):
             raise TypeError
-        return Reply(text, *counts)
+        whole = text.encode("utf-8", "replace").decode("utf-8")  # JSON can hold half of a UTF-16 pair, files cannot
+        return Reply(whole, *counts)

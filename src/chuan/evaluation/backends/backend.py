@@ -18,7 +18,11 @@ GenerationPrompt = str | Sequence[Mapping[str, str]]
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What run.json says of the model. `bits`, `dtype`, `device` and `parameters` are None where nobody can know."""
+    """What run.json says of the model; all but the first two are None where nobody can know.
+
+    dtype: what activations are computed in, "int8" where that is integer arithmetic. weights_sha256: of samples of the
+    files (`digest_weights`).
+    """
 
     model: str
     backend: str
@@ -27,6 +31,7 @@ class ModelFacts:
     device: str | None = None
     parameters: int | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+    weights_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,16 @@ class GenerationOptions:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class Reply:
+    """A text, and what it cost in tokens; `is_cached` where it was not asked for again."""
+
+    text: str
+    input_tokens: int
+    output_tokens: int
+    is_cached: bool = False
+
+
 class Backend(Protocol):
     """Anything that replies."""
 
@@ -46,6 +61,15 @@ class Backend(Protocol):
 
     def generate(self, prompts: Iterable[GenerationPrompt], options: GenerationOptions) -> Iterator[tuple[int, str]]:
         """(number of the prompt, reply) as they come."""
+        ...
+
+
+@runtime_checkable
+class PaidBackend(Backend, Protocol):
+    """A model that is paid for by the token, and of which nothing but its replies is known."""
+
+    def ask(self, prompts: Iterable[GenerationPrompt], options: GenerationOptions) -> Iterator[tuple[int, Reply]]:
+        """As `generate`, with the tokens that were paid for."""
         ...
 
 
@@ -67,4 +91,17 @@ class LetterBackend(Backend, Protocol):
         self, prompts: Iterable[Sequence[int]], letter_ids: Sequence[int]
     ) -> Iterator[tuple[int, list[float]]]:
         """(number of the prompt, the logits of the letters after its last token) as they come."""
+        ...
+
+
+@runtime_checkable
+class ChatLetterBackend(LetterBackend, Protocol):
+    """A model that letters can be read off as the beginning of its answer to a conversation."""
+
+    def encode_chats(self, chats: Sequence[Sequence[Mapping[str, str]]]) -> list[list[int]]:
+        """Conversations up to where the answer begins. Raises ChuanError for a model without a chat format."""
+        ...
+
+    def find_chat_letters(self) -> list[int]:
+        """The ids with which answers begin that are A, B, C, D. Raises ChuanError where they are not four."""
         ...

@@ -5,16 +5,23 @@ In: a loaded `LanguageModel`. Out: scores and replies.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from chuan.chat.messages import check_messages
+from chuan.checkpoints.catalogue import resolve_model
 from chuan.errors import ChuanError
 from chuan.evaluation.backends.backend import GenerationOptions, GenerationPrompt, ModelFacts
+from chuan.evaluation.backends.fingerprint import digest_weights
 from chuan.evaluation.protocols import LetterForm
-from chuan.evaluation.scoring import score_letters
+from chuan.evaluation.scoring import run_requests, score_letters
 from chuan.inference.language_model import LanguageModel
+from chuan.inference.request import Generation
+from chuan.inference.sampling import SamplingOptions
+from chuan.quantization.integer import IntegerLinear
 from chuan.quantization.methods import find_bits
 
 LETTERS = ("A", "B", "C", "D")
+_ENDLESS = 1 << 40  # tokens
 
 
 class ChuanBackend:
@@ -23,14 +30,15 @@ class ChuanBackend:
     def __init__(self, model: LanguageModel) -> None:
         self._model = model
         weight = model.decoder.model.embed_tokens.weight
-        bits = find_bits(model.decoder)
+        integer = any(isinstance(module, IntegerLinear) for module in model.decoder.modules())
         self.facts = ModelFacts(
             model.name,
             "chuan",
-            bits,
-            str(weight.dtype).removeprefix("torch.") if bits == 16 else f"int{bits}",
+            find_bits(model.decoder),
+            "int8" if integer else str(weight.dtype).removeprefix("torch."),
             str(weight.device),
             count_parameters(model),
+            weights_sha256=digest_weights(resolve_model(model.name)),
         )
         self.context_length = model.engine.context_length
 
@@ -46,8 +54,41 @@ class ChuanBackend:
     ) -> Iterator[tuple[int, list[float]]]:
         return score_letters(self._model.engine, prompts, letter_ids)
 
+    def encode_chats(self, chats: Sequence[Sequence[Mapping[str, str]]]) -> list[list[int]]:
+        chat_format = self._model.chat_format
+        if chat_format is None:
+            raise ChuanError(f"{self.facts.model} is a base model without a chat format; leave out --mode chat")
+        # Without a limit: what is left out of a prompt that does not fit is the protocol's business.
+        return [chat_format.render(check_messages(chat), _ENDLESS, 1) for chat in chats]
+
+    def find_chat_letters(self) -> list[int]:
+        # Wherever a format puts blanks and marks: what stands where the answer begins once it is there.
+        question = {"role": "user", "content": "?"}
+        answers = [[question, {"role": "assistant", "content": letter}] for letter in LETTERS]
+        prompt, *answered = self.encode_chats([[question], *answers])
+        if any(ids[: len(prompt)] != prompt for ids in answered):
+            raise ChuanError(f"the chat format of {self.facts.model} has no place where answers begin; use --mode base")
+        return choose_letters([ids[len(prompt) :][:1] for ids in answered], self.facts.model)
+
     def generate(self, prompts: Iterable[GenerationPrompt], options: GenerationOptions) -> Iterator[tuple[int, str]]:
-        raise NotImplementedError
+        engine, chat_format = self._model.engine, self._model.chat_format
+        chat_stops = frozenset(chat_format.stop_ids) if chat_format is not None else frozenset()
+
+        def build(prompt: GenerationPrompt) -> Generation:
+            if isinstance(prompt, str):
+                (ids,), stop_ids = self.encode([prompt], True), self._model.stop_ids
+            else:
+                (ids,), stop_ids = self.encode_chats([prompt]), self._model.stop_ids | chat_stops
+            sampling = SamplingOptions(
+                temperature=options.temperature,
+                seed=options.seed,
+                stop=options.stop,
+                max_new_tokens=max(1, min(options.max_new_tokens, engine.context_length - len(ids))),
+            )
+            return engine.build_generation(ids, sampling, stop_ids)
+
+        for number, request in run_requests(engine, map(build, prompts)):
+            yield number, "".join(increment.text for increment in request.increments)
 
 
 def render_letters(form: LetterForm) -> list[str]:
@@ -60,7 +101,7 @@ def choose_letters(encoded: Sequence[Sequence[int]], model: str) -> list[int]:
     """The last id of each; four different ones, or the letters cannot be told apart."""
     found = [ids[-1] for ids in encoded if ids]
     if len(set(found)) != len(LETTERS):
-        raise ChuanError(f"the tokenizer of {model} has no token for each of A, B, C, D; score it by --mode chat")
+        raise ChuanError(f"the tokenizer of {model} has no token for each of A, B, C, D: letters cannot be read off it")
     return found
 
 

@@ -1,0 +1,1 @@
+"""Chuan's models inside lm-evaluation-harness, as `--model chuan`."""
