@@ -7,9 +7,10 @@ from torch import Tensor
 
 import chuan.training.loss as loss_module
 from chuan.training.loss import LanguageModelLoss, LossSettings, cross_entropy
-from chuan.training.packed import PackedAttention, count_positions
+from chuan.training.packed import build_packed_attention, count_positions
+from chuan.training.parallel import apply_compile
 from chuan.training.rows import IGNORED
-from tests.support.tiny import build_tiny_config, build_tiny_llama
+from tests.support.tiny import build_tiny_config, build_tiny_decoder, build_tiny_llama
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
@@ -110,7 +111,7 @@ def test_a_document_does_not_see_its_neighbour():
     changed = tokens.clone()
     changed[0, parts[0]] = torch.randint(0, 307, (7,))
     outputs = [
-        ours.hidden_states(ids, PackedAttention(documents), positions=count_positions(documents))
+        ours.hidden_states(ids, build_packed_attention(documents), positions=count_positions(documents))
         for ids in (tokens, changed)
     ]
     assert not torch.equal(outputs[0][0, parts[0]], outputs[1][0, parts[0]])
@@ -121,3 +122,22 @@ def test_a_document_does_not_see_its_neighbour():
 def test_positions_begin_anew_with_each_document():
     documents = torch.tensor([[3, 3, 4, 4, 4, 6], [0, 0, 0, 0, 0, 0]])
     assert count_positions(documents).tolist() == [[0, 1, 0, 1, 2, 0], [0, 1, 2, 3, 4, 5]]
+
+
+def test_documents_of_other_lengths_are_not_compiled_anew(monkeypatch):
+    """Each step has its own; a compiled layer must not know them."""
+    config = build_tiny_config()
+    decoder = build_tiny_decoder(config)
+    model = LanguageModelLoss(decoder, LossSettings())
+    apply_compile(model)
+    monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", False)
+    tokens, targets = torch.randint(0, config.vocab_size, (2, 2, 24))
+
+    def run(width: int) -> None:
+        documents = (torch.arange(24) // width).expand(2, 24)
+        model(tokens, documents, targets)[0].backward()
+
+    run(9)
+    monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", True)
+    for width in (7, 5, 11):
+        run(width)

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from chuan.model.decoder import Decoder
 from chuan.recipes import Settings
-from chuan.training.packed import PackedAttention, count_positions
+from chuan.training.packed import build_packed_attention, count_positions
 from chuan.training.rows import IGNORED
 
 # Logits that exist at a time: on a CPU about what its caches hold, on a GPU enough to keep it busy.
@@ -51,7 +51,7 @@ class LanguageModelLoss(nn.Module):
 
         Without targets: the largest logit of each row at `position`, (B,), and its id, (B,).
         """
-        x = self.decoder.hidden_states(tokens, PackedAttention(documents), positions=count_positions(documents))
+        x = self.decoder.hidden_states(tokens, build_packed_attention(documents), positions=count_positions(documents))
         weight = self.decoder.lm_head.weight
         if isinstance(weight, DTensor):
             weight = weight.to_local()

@@ -13,37 +13,54 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from chuan.model.attention import attend
 
 
-class PackedAttention:
-    """Takes the place of a cache in `Decoder.hidden_states`: nothing came before, and nothing is kept.
+def build_packed_attention(documents: Tensor) -> PackedAttention:
+    """(B, T) document numbers -> attention that stays inside of each document, by what the device does fastest."""
+    if bool((documents == documents[:, :1]).all()):
+        return PackedAttention()
+    if documents.device.type == "cuda":
+        return BlockAttention(_build_blocks(documents))
+    return SplitAttention([row.unique_consecutive(return_counts=True)[1].tolist() for row in documents])
 
-    On CUDA FlexAttention, which skips the blocks that a mask would empty; it has no backward on a CPU, and a mask there
-    computes what it hides, so each document is attended by itself. Where every row is one document, plain causal
-    attention.
-    """
+
+class PackedAttention:
+    """Takes the place of a cache in `Decoder.hidden_states`: nothing came before, and nothing is kept. Every row is one
+    document."""
 
     length = 0
 
-    def __init__(self, documents: Tensor) -> None:
-        self.lengths: list[list[int]] = []  # of the documents of each row
-        self.blocks: BlockMask | None = None
-        if bool((documents == documents[:, :1]).all()):
-            return
-        if documents.device.type == "cuda":
-            self.blocks = _build_blocks(documents)
-            self._flex = torch.compile(flex_attention)  # written out in steps it would hold all of T x T
-        else:
-            self.lengths = [row.unique_consecutive(return_counts=True)[1].tolist() for row in documents]
-
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        if self.blocks is not None:
-            grouped = queries.shape[1] != keys.shape[1]
-            return self._flex(queries, keys, values, block_mask=self.blocks, enable_gqa=grouped)
-        if self.lengths:
-            return _attend_each(queries, keys, values, self.lengths)
         return attend(queries, keys, values, None)
 
     def advance(self, tokens: int) -> None:
         pass
+
+
+class BlockAttention(PackedAttention):
+    """FlexAttention, which skips the blocks that a mask empties. It has no backward on a CPU."""
+
+    def __init__(self, blocks: BlockMask) -> None:
+        self._blocks = blocks
+        self._flex = torch.compile(flex_attention)  # written out in steps it would hold all of T x T
+
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        grouped = queries.shape[1] != keys.shape[1]
+        return self._flex(queries, keys, values, block_mask=self._blocks, enable_gqa=grouped)
+
+
+class SplitAttention(PackedAttention):
+    """Each document by itself: a mask computes what it hides. `lengths` are those of the documents of each row."""
+
+    def __init__(self, lengths: list[list[int]]) -> None:
+        self._lengths = lengths
+
+    @torch.compiler.disable  # lengths differ from step to step, and each set of them would be compiled anew
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        rows = []
+        # Unbind and split, not slices: on the way back those join what a slice would add into zeros of the whole.
+        for query, key, value, row in zip(queries.unbind(), keys.unbind(), values.unbind(), self._lengths, strict=True):
+            parts = zip(*(tensor.unsqueeze(0).split(row, dim=2) for tensor in (query, key, value)), strict=True)
+            rows.append(torch.cat([attend(q, k, v, None) for q, k, v in parts], dim=2))
+        return torch.cat(rows)
 
 
 def count_positions(documents: Tensor) -> Tensor:
@@ -53,16 +70,6 @@ def count_positions(documents: Tensor) -> Tensor:
     begins = torch.ones_like(documents, dtype=torch.bool)
     begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
     return index - torch.where(begins, index, 0).cummax(dim=1).values
-
-
-@torch.compiler.disable  # lengths differ from step to step, and each set of them would be compiled anew
-def _attend_each(queries: Tensor, keys: Tensor, values: Tensor, lengths: list[list[int]]) -> Tensor:
-    rows = []
-    # Unbind and split, not slices: on the way back those join what a slice would add into zeros of the whole.
-    for query, key, value, row in zip(queries.unbind(), keys.unbind(), values.unbind(), lengths, strict=True):
-        parts = zip(*(tensor.unsqueeze(0).split(row, dim=2) for tensor in (query, key, value)), strict=True)
-        rows.append(torch.cat([attend(q, k, v, None) for q, k, v in parts], dim=2))
-    return torch.cat(rows)
 
 
 def _build_blocks(documents: Tensor) -> BlockMask:
