@@ -4,6 +4,7 @@
 
 The model of recipes/pretrain-mini.toml in float32, AdamW, eager, one process a point: the highest resident memory of
 two steps, less what the process held before there was a model (Linux). The forecast is that of `chuan.training.plan`.
+glibc gives freed blocks back at once here (MALLOC_MMAP_THRESHOLD_); by default it keeps many for later.
 """
 
 from __future__ import annotations
@@ -97,7 +98,9 @@ def main() -> None:
                 continue
             for checkpointing in (False, True):
                 command = [sys.executable, __file__, "--point", json.dumps([length, rows, checkpointing])]
-                found = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+                environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+                done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+                found = int(done.stdout)
                 points.append((length, rows, checkpointing, found, forecast(length, rows, checkpointing)))
     print(describe_machine(), "\n")
     print("| rows x length | GB | forecast | checkpointed, GB | forecast | saved |\n|---|---|---|---|---|---|")

@@ -192,7 +192,10 @@ def evaluate(
     benchmark: Annotated[
         str | None, typer.Option(help="ceval, mmlu, agieval, agieval-v1, gaokao; several with commas.")
     ] = None,
-    data: Annotated[str | None, typer.Option(help="The folder that holds the benchmarks' files.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="The folder that holds the benchmarks' files. (default: mmlu, ceval: from the hub)"),
+    ] = None,
     text: Annotated[
         str | None, typer.Option(help="Instead of questions, a text file: perplexity and bits per byte.")
     ] = None,
@@ -241,8 +244,8 @@ def evaluate(
         if benchmark is not None or data is not None:
             raise ChuanError("give either --text or --benchmark with --data")
         raise typer.Exit(run_text(model, text, context, stride, longest, bits, device, dtype, output))
-    if benchmark is None or data is None:
-        raise ChuanError("say what to ask: --benchmark NAME --data FOLDER, or --text FILE")
+    if benchmark is None:
+        raise ChuanError("say what to ask: --benchmark NAME, or --text FILE")
     from chuan.evaluation.evaluate_verb import run_evaluate
 
     given = (protocol, split, shots, shuffle_seed, subjects, bits, device, dtype, output, trust_remote_code, mode)

@@ -93,4 +93,4 @@ def test_the_command(place: Path):
     assert "bits a byte" in done.stdout
     done = subprocess.run(arguments, capture_output=True, timeout=300, text=True)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert "--benchmark NAME --data FOLDER, or --text FILE" in done.stderr
+    assert "--benchmark NAME, or --text FILE" in done.stderr

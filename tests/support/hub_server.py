@@ -115,7 +115,8 @@ class LoopbackServer:
 class HubServer(LoopbackServer):
     """`with HubServer({"owner/name": {"config.json": b"..."}}) as hub:` then HF_ENDPOINT=hub.endpoint.
 
-    A key "owner/name@v1" is that revision. Large files are redirected to another host, as on the real one.
+    A key "owner/name@v1" is that revision, "datasets/owner/name" a dataset. Large files are redirected to another host,
+    as on the real one.
     """
 
     COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -133,15 +134,16 @@ class HubServer(LoopbackServer):
         for key, files in self.repositories.items():
             repo_id, _, revision = key.partition("@")
             commit = hashlib.sha1(key.encode()).hexdigest() if revision else self.COMMIT
+            api = f"api/{repo_id}" if repo_id.startswith("datasets/") else f"api/models/{repo_id}"
             for asked in (revision or "main", commit):
-                if path in (f"api/models/{repo_id}/revision/{asked}", f"api/models/{repo_id}/tree/{asked}"):
+                if path in (f"{api}/revision/{asked}", f"{api}/tree/{asked}"):
                     return self._list(path, repo_id, commit, files), ""
                 if path.startswith(f"{repo_id}/resolve/{asked}/"):
                     name = path.removeprefix(f"{repo_id}/resolve/{asked}/")
                     return self._resolve(name, commit, files.get(name)), name
-                if path.startswith(f"api/models/{repo_id}/tree/{asked}/"):  # a folder: there are none
+                if path.startswith(f"{api}/tree/{asked}/"):  # a folder: there are none
                     return (404, {"X-Error-Code": "EntryNotFound"}, b""), ""
-            if path == f"api/models/{repo_id}" and not revision:
+            if path == api and not revision:
                 return self._list(path, repo_id, commit, files), ""
         known = any(f"api/models/{key.partition('@')[0]}/revision/" in path for key in self.repositories)
         return (404, {"X-Error-Code": "RevisionNotFound" if known else "RepoNotFound"}, b""), ""

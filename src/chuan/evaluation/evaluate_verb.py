@@ -5,6 +5,7 @@ In: the options of the command line. Out: folders of runs, tables on stdout; an 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from chuan.evaluation.backends.backend import ModelFacts
 from chuan.evaluation.backends.open import is_api, open_backend
 from chuan.evaluation.compare import compare_runs
 from chuan.evaluation.evaluate import Plan, build_plan, load_plan, run_plan
+from chuan.evaluation.hub_data import SOURCES, fetch_benchmark
 from chuan.evaluation.options import name_folder, read_prices, read_widths
 from chuan.evaluation.report import write_report
 from chuan.evaluation.show import asking_bar, print_run, print_widths
@@ -20,7 +22,7 @@ from chuan.evaluation.show import asking_bar, print_run, print_widths
 def run_evaluate(
     model: str,
     benchmark: str,
-    data: str,
+    data: str | None,
     protocol: str,
     split: str | None,
     shots: int,
@@ -42,7 +44,11 @@ def run_evaluate(
         mode = "chat"  # there is nothing else to ask it by
     names = list(dict.fromkeys(name.strip() for name in benchmark.split(",")))
     widths = read_widths(bits)
-    plans = [build_plan(name, protocol, split, shots, shuffle_seed, subjects, Path(data), mode) for name in names]
+    plans = [
+        build_plan(name, protocol, split, shots, shuffle_seed, subjects, Path(data or "."), mode) for name in names
+    ]
+    if data is None:
+        plans = [fetch_data(plan) for plan in plans]
     for plan in plans:
         load_plan(plan)  # what is wrong with the data is known before a model is loaded
     runs: dict[str, list[tuple[dict[str, Any], Path]]] = {name: [] for name in names}
@@ -64,6 +70,12 @@ def run_evaluate(
         if others and first["accuracy"]["average"]["value"] is not None:
             print_widths(first, [(facts, compare_runs(folder, other)) for facts, other in others])
     return 0
+
+
+def fetch_data(plan: Plan) -> Plan:
+    """The plan with its benchmark's files from the hub."""
+    folder, revision = fetch_benchmark(plan.benchmark, plan.subjects, dict.fromkeys(("dev", plan.split)))
+    return replace(plan, data=folder, source=f"hub: {SOURCES[plan.benchmark].repo_id}", revision=revision)
 
 
 def name_run(plan: Plan, facts: ModelFacts) -> str:
