@@ -37,6 +37,7 @@ from chuan.recipes import load_recipe
 from chuan.staging import staged_file
 from chuan.tokenizer.tokenizer import Tokenizer
 from chuan.training.conversations import read_conversations
+from chuan.training.float8 import apply_float8
 from chuan.training.lessons import Encoded, LessonRows, encode, is_held_out
 from chuan.training.loop import Task, Trainer
 from chuan.training.lora import apply_lora, write_adapter
@@ -130,6 +131,8 @@ def finetune(recipe: FinetuneRecipe, stop_after: int | None = None) -> Path | No
             peak=measure_products(dtype, ranks.device),
         )
         model = build_model(recipe, base, dtype, ranks.device)
+        if recipe.dtype == "float8":
+            apply_float8(model, ranks.device)
         apply_parallel(model, ranks, recipe.parallel, dtype)
         optimizers = build_optimizers(model.named_parameters(), recipe.optimizer)
         trainer = Trainer(model, optimizers, recipe, ranks, task)

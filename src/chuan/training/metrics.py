@@ -55,15 +55,15 @@ def measure_products(dtype: torch.dtype, device: torch.device, size: int = 1024)
 
 
 def choose_compute_dtype(name: str, device: torch.device) -> torch.dtype:
-    """ "auto": bfloat16 on CUDA; on a CPU whichever of float32 and bfloat16 this processor multiplies faster.
+    """The type of what is computed between the layers' products. "auto": bfloat16 on CUDA; on a CPU whichever of float32 and bfloat16 this processor multiplies faster.
 
     Having the instructions is not enough: with AVX512-BF16, one processor was measured at twice float32's rate and
     another at half of it; without, bfloat16 is hundreds of times slower and is not even tried.
     """
     if name != "auto":
-        if name not in ("bfloat16", "float32"):
-            raise ChuanError(f"dtype {name!r} is not one to train in; use auto, bfloat16 or float32")
-        return DTYPES[name]
+        if name not in ("bfloat16", "float32", "float8"):
+            raise ChuanError(f"dtype {name!r} is not one to train in; use auto, bfloat16, float32 or float8")
+        return torch.bfloat16 if name == "float8" else DTYPES[name]
     if device.type == "cuda":
         return torch.bfloat16
     capabilities = torch.cpu.get_capabilities()

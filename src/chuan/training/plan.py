@@ -56,7 +56,7 @@ def plan(recipe: PretrainRecipe, gpus: int, gpu: Gpu, mfu: float = MFU) -> list[
 
     Raises ChuanError where the rows of a step cannot be shared out over the GPUs, or no layout fits.
     """
-    if recipe.dtype == "float32":
+    if recipe.dtype in ("float32", "float8"):
         raise ChuanError("the rates of GPUs are known for bfloat16 alone; add --set dtype=bfloat16")
     forecasts = [forecast(recipe, layout, gpu, mfu) for layout in list_layouts(recipe, gpus)]
     if not forecasts:

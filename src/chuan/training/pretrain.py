@@ -19,6 +19,7 @@ from chuan.model.config import ModelConfig
 from chuan.model.decoder import Decoder
 from chuan.recipes import load_recipe
 from chuan.tokenizer.folder import load_tokenizer
+from chuan.training.float8 import apply_float8
 from chuan.training.loop import Task, Trainer
 from chuan.training.loss import LanguageModelLoss
 from chuan.training.metrics import choose_compute_dtype, count_bytes, count_operations, measure_products
@@ -71,6 +72,8 @@ def pretrain(recipe: PretrainRecipe, stop_after: int | None = None) -> Path | No
         )
         torch.manual_seed(recipe.seed)
         model = LanguageModelLoss(build_decoder(config).to(ranks.device), recipe.loss)
+        if recipe.dtype == "float8":
+            apply_float8(model, ranks.device)
         apply_parallel(model, ranks, recipe.parallel, dtype)
         optimizers = build_optimizers(model.named_parameters(), recipe.optimizer)
         trainer = Trainer(model, optimizers, recipe, ranks, task)

@@ -35,7 +35,8 @@ class TrainRecipe(Settings):
     seed: int = 0
     steps: int = Field(ge=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    dtype: Literal["auto", "bfloat16", "float32"] = "auto"  # of the products; weights stay in float32
+    # Of the products; weights stay in float32. float8 is that of the layers' linears, and bfloat16 of the rest.
+    dtype: Literal["auto", "bfloat16", "float32", "float8"] = "auto"
     batch: BatchSettings
     optimizer: OptimizerSettings
     schedule: ScheduleSettings = Field(default_factory=ScheduleSettings)
@@ -43,6 +44,12 @@ class TrainRecipe(Settings):
     parallel: ParallelSettings = Field(default_factory=ParallelSettings)
     state: StateSettings = Field(default_factory=StateSettings)
     watch: WatchSettings = Field(default_factory=WatchSettings)
+
+    @model_validator(mode="after")
+    def _float8_works(self) -> Self:
+        if self.dtype == "float8" and self.parallel.tensor > 1:
+            raise ValueError("dtype float8 does not work with parallel.tensor above 1; use ranks that shard")
+        return self
 
 
 class ModelSettings(Settings):
@@ -134,6 +141,8 @@ class FinetuneRecipe(TrainRecipe):
     def _works(self) -> Self:
         if self.lora is None:
             return self
+        if self.dtype == "float8":
+            raise ValueError("dtype float8 is for weights that are trained, and lora trains none; use bfloat16")
         if self.parallel.tensor > 1:
             raise ValueError("lora does not work with parallel.tensor above 1; use ranks that shard")
         if self.lora.bits != 16 and self.parallel.compile:

@@ -49,7 +49,9 @@ def settle(recipe: R, ranks: Ranks) -> R:
 
 
 def _settle(path: Path, recipe: TrainRecipe, ranks: Ranks) -> dict[str, Any]:
-    chosen = {"dtype": str(choose_compute_dtype(recipe.dtype, ranks.device)).removeprefix("torch.")}
+    chosen = {"dtype": recipe.dtype}
+    if recipe.dtype == "auto":
+        chosen = {"dtype": str(choose_compute_dtype("auto", ranks.device)).removeprefix("torch.")}
     if path.exists():
         begun = load_recipe(path, type(recipe))
         if recipe.dtype == "auto":
