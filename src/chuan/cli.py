@@ -192,18 +192,13 @@ def evaluate(
     benchmark: Annotated[
         str | None, typer.Option(help="ceval, mmlu, agieval, agieval-v1, gaokao; several with commas.")
     ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(help="The folder that holds the benchmarks' files. (default: mmlu, ceval: from the hub)"),
-    ] = None,
+    data: Annotated[str | None, typer.Option(help="The folder of their files. (default: mmlu, ceval: the hub)")] = None,
     text: Annotated[
         str | None, typer.Option(help="Instead of questions, a text file: perplexity and bits per byte.")
     ] = None,
-    context: Annotated[
-        int | None, typer.Option(help="With --text: tokens of a window. (default: the model's context)")
-    ] = None,
+    context: Annotated[int | None, typer.Option(help="With --text: tokens of a window. (default: the context)")] = None,
     stride: Annotated[
-        int | None, typer.Option(help="With --text: tokens from window to window. (default: half of one)")
+        int | None, typer.Option(help="With --text: from window to window. (default: half of one)")
     ] = None,
     longest: Annotated[
         int | None,

@@ -19,7 +19,7 @@ _MULTIPLE = 16  # of the kernels
 
 
 def apply_float8(model: LanguageModelLoss, device: torch.device) -> None:
-    """A CPU emulates it, slowly. Raises ChuanError where the GPU has no such products, or a width does not suit them."""
+    """A CPU emulates it, slowly. Raises ChuanError where a GPU has no such products or a width does not suit them."""
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
         raise ChuanError("dtype float8 wants a GPU of NVIDIA's Ada or Hopper generation or later; use bfloat16")
     layers = model.decoder.model.layers

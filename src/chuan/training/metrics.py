@@ -55,7 +55,8 @@ def measure_products(dtype: torch.dtype, device: torch.device, size: int = 1024)
 
 
 def choose_compute_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The type of what is computed between the layers' products. "auto": bfloat16 on CUDA; on a CPU whichever of float32 and bfloat16 this processor multiplies faster.
+    """The type of what is computed between the layers' products. "auto": bfloat16 on CUDA; on a CPU whichever of
+    float32 and bfloat16 this processor multiplies faster.
 
     Having the instructions is not enough: with AVX512-BF16, one processor was measured at twice float32's rate and
     another at half of it; without, bfloat16 is hundreds of times slower and is not even tried.

@@ -49,7 +49,7 @@ def settle(recipe: R, ranks: Ranks) -> R:
 
 
 def _settle(path: Path, recipe: TrainRecipe, ranks: Ranks) -> dict[str, Any]:
-    chosen = {"dtype": recipe.dtype}
+    chosen: dict[str, Any] = {"dtype": recipe.dtype}
     if recipe.dtype == "auto":
         chosen = {"dtype": str(choose_compute_dtype("auto", ranks.device)).removeprefix("torch.")}
     if path.exists():
