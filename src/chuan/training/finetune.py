@@ -37,14 +37,12 @@ from chuan.recipes import load_recipe
 from chuan.staging import staged_file
 from chuan.tokenizer.tokenizer import Tokenizer
 from chuan.training.conversations import read_conversations
-from chuan.training.float8 import apply_float8
 from chuan.training.lessons import Encoded, LessonRows, encode, is_held_out
-from chuan.training.loop import Task, Trainer
+from chuan.training.loop import Task, train
 from chuan.training.lora import apply_lora, write_adapter
 from chuan.training.loss import LanguageModelLoss
 from chuan.training.metrics import choose_compute_dtype, count_bytes, count_operations, measure_products
-from chuan.training.optimizer import build_optimizers
-from chuan.training.parallel import apply_parallel, gather_weights, join_ranks
+from chuan.training.parallel import join_ranks
 from chuan.training.recipe import ChatSettings, FinetuneRecipe
 from chuan.training.run_folder import save_model, settle
 from chuan.training.show import print_lesson
@@ -131,15 +129,9 @@ def finetune(recipe: FinetuneRecipe, stop_after: int | None = None) -> Path | No
             peak=measure_products(dtype, ranks.device),
         )
         model = build_model(recipe, base, dtype, ranks.device)
-        if recipe.dtype == "float8":
-            apply_float8(model, ranks.device)
-        apply_parallel(model, ranks, recipe.parallel, dtype)
-        optimizers = build_optimizers(model.named_parameters(), recipe.optimizer)
-        trainer = Trainer(model, optimizers, recipe, ranks, task)
-        trainer.resume()
-        if not trainer.run(stop_after) or trainer.step < recipe.steps:
+        weights = train(model, recipe, ranks, task, dtype, stop_after)
+        if weights is None:
             return None
-        weights = gather_weights(model)
         folder = Path(recipe.output) / ("model" if recipe.lora is None else "adapter")
         if ranks.is_first:
             if recipe.lora is None:

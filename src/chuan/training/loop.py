@@ -21,9 +21,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from chuan.errors import ChuanError
+from chuan.training.float8 import apply_float8
 from chuan.training.loss import LanguageModelLoss
-from chuan.training.optimizer import clip_gradients, scale_of, set_learning_rate
-from chuan.training.parallel import Ranks
+from chuan.training.optimizer import build_optimizers, clip_gradients, scale_of, set_learning_rate
+from chuan.training.parallel import Ranks, apply_parallel, gather_weights
 from chuan.training.recipe import TrainRecipe
 from chuan.training.rows import IGNORED, Batch, Rows, take_batch
 from chuan.training.state import StateFolder
@@ -45,6 +46,29 @@ class Task:
     render: Callable[[list[int]], str]
     operations: int  # floating-point operations a token
     peak: float  # those that a rank can do in a second
+
+
+def train(
+    model: LanguageModelLoss,
+    recipe: TrainRecipe,
+    ranks: Ranks,
+    task: Task,
+    dtype: torch.dtype,
+    stop_after: int | None = None,
+) -> dict[str, Tensor] | None:
+    """Spreads a model over its ranks and trains it from where its run stands.
+
+    Returns what was trained, whole on the first rank and empty on the others; None where the run ended before its last
+    step.
+    """
+    if recipe.dtype == "float8":
+        apply_float8(model, ranks.device)
+    apply_parallel(model, ranks, recipe.parallel, dtype)
+    trainer = Trainer(model, build_optimizers(model.named_parameters(), recipe.optimizer), recipe, ranks, task)
+    trainer.resume()
+    if not trainer.run(stop_after) or trainer.step < recipe.steps:
+        return None
+    return gather_weights(model)
 
 
 class Trainer:

@@ -19,12 +19,10 @@ from chuan.model.config import ModelConfig
 from chuan.model.decoder import Decoder
 from chuan.recipes import load_recipe
 from chuan.tokenizer.folder import load_tokenizer
-from chuan.training.float8 import apply_float8
-from chuan.training.loop import Task, Trainer
+from chuan.training.loop import Task, train
 from chuan.training.loss import LanguageModelLoss
 from chuan.training.metrics import choose_compute_dtype, count_bytes, count_operations, measure_products
-from chuan.training.optimizer import build_optimizers
-from chuan.training.parallel import apply_parallel, gather_weights, join_ranks
+from chuan.training.parallel import join_ranks
 from chuan.training.recipe import PretrainRecipe
 from chuan.training.rows import ShardRows
 from chuan.training.run_folder import save_model, settle
@@ -72,15 +70,9 @@ def pretrain(recipe: PretrainRecipe, stop_after: int | None = None) -> Path | No
         )
         torch.manual_seed(recipe.seed)
         model = LanguageModelLoss(build_decoder(config).to(ranks.device), recipe.loss)
-        if recipe.dtype == "float8":
-            apply_float8(model, ranks.device)
-        apply_parallel(model, ranks, recipe.parallel, dtype)
-        optimizers = build_optimizers(model.named_parameters(), recipe.optimizer)
-        trainer = Trainer(model, optimizers, recipe, ranks, task)
-        trainer.resume()
-        if not trainer.run(stop_after) or trainer.step < recipe.steps:
+        weights = train(model, recipe, ranks, task, dtype, stop_after)
+        if weights is None:
             return None
-        weights = gather_weights(model)
         folder = Path(recipe.output) / "model"
         if ranks.is_first:
             ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": reader.manifest.tokenizer.eos_id}
