@@ -12,7 +12,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # Who may import whom: a package sees its own and every tier before it.
 TIERS = [
     {"errors"},
-    {"units", "recipes"},
+    {"units", "recipes", "sequences"},
     {"staging", "json_file"},
     {"model", "tokenizer", "quantization", "tasks"},
     {"chat", "checkpoints", "corpus"},

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from chuan.recipes import load_recipe
 from chuan.training.recipe import PretrainRecipe
+from chuan.training.watch import read_log
 from tests.support.tiny_shards import build_tiny_shards
 
 RECIPE = """
@@ -49,3 +50,8 @@ def write_tiny_recipe(folder: Path) -> Path:
 
 def read_tiny_recipe(path: Path, *overrides: str) -> PretrainRecipe:
     return load_recipe(path, PretrainRecipe, overrides)
+
+
+def curve(folder: Path) -> list[tuple[int, float]]:
+    """(step, loss) of a run so far."""
+    return [(entry["step"], entry["loss"]) for entry in read_log(folder) if "loss" in entry]

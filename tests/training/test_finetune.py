@@ -15,6 +15,7 @@ from chuan.inference.merge import merge
 from chuan.training.finetune import finetune, run_finetune
 from chuan.training.watch import read_log
 from tests.support.tiny_chat import read_tiny_chat, write_tiny_chat
+from tests.support.tiny_run import curve
 from tests.support.torchrun import torchrun
 
 LORA = ("lora.rank=4", "lora.alpha=8.0", "lora.dropout=0.1")
@@ -23,10 +24,6 @@ LORA = ("lora.rank=4", "lora.alpha=8.0", "lora.dropout=0.1")
 @pytest.fixture
 def path(tmp_path) -> Path:
     return write_tiny_chat(tmp_path)
-
-
-def curve(folder: Path) -> list[tuple[int, float]]:
-    return [(entry["step"], entry["loss"]) for entry in read_log(folder) if "loss" in entry]
 
 
 def result_of(folder: Path) -> dict[str, torch.Tensor]:

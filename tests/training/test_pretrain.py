@@ -19,7 +19,7 @@ import chuan
 from chuan.errors import ChuanError
 from chuan.training.pretrain import pretrain
 from chuan.training.watch import read_log
-from tests.support.tiny_run import read_tiny_recipe, write_tiny_recipe
+from tests.support.tiny_run import curve, read_tiny_recipe, write_tiny_recipe
 from tests.support.tiny_tokenizer import train_tiny_sentencepiece
 from tests.support.torchrun import ROOT, torchrun
 
@@ -27,10 +27,6 @@ from tests.support.torchrun import ROOT, torchrun
 @pytest.fixture
 def path(tmp_path) -> Path:
     return write_tiny_recipe(tmp_path)
-
-
-def curve(folder: Path) -> list[tuple[int, float]]:
-    return [(entry["step"], entry["loss"]) for entry in read_log(folder) if "loss" in entry]
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:

@@ -18,6 +18,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from chuan.chat.formats import Lesson
 from chuan.chat.messages import Message
 from chuan.errors import ChuanError, PromptTooLongError, first_line
+from chuan.sequences import count_common
 from chuan.tokenizer.tokenizer import Tokenizer
 
 # What a template may raise while it is compiled or rendered; anybody may have written it.
@@ -81,30 +82,29 @@ class JinjaChat:
         """Learned is what the template writes for an assistant's turn behind the opening of one, its end included."""
         ids = self._encode(messages)
         targets: list[int | None] = [None] * len(ids)
-        plain = _as_tables(messages)
-        whole = self._render_text(plain)
+        whole = self._render_text(messages)
         for number, message in enumerate(messages):
             if message.role != "assistant":
                 continue
             if number == 0:
                 raise ChuanError("the conversation begins with the assistant; begin it with the user")
             before, after = messages[:number], messages[: number + 1]
-            opened, closed = self._render_text(plain[:number], opening=True), self._render_text(plain[: number + 1])
+            opened, closed = self._render_text(before, opening=True), self._render_text(after)
             if not (closed.startswith(opened) and whole.startswith(closed)):
                 raise ChuanError(
                     "the chat template changes a turn once the conversation goes on, so what is learned cannot be "
                     "told; use a template that does not"
                 )
             # Letters on both sides of a border may make one piece; it belongs to what comes after.
-            begin, end = _common(self._encode(before, opening=True), ids), _common(self._encode(after), ids)
+            begin, end = count_common(self._encode(before, opening=True), ids), count_common(self._encode(after), ids)
             targets[max(begin, 1) - 1 : end - 1] = ids[max(begin, 1) : end]
         return Lesson(ids, targets)
 
     def _encode(self, messages: Sequence[Message], opening: bool = False) -> list[int]:
-        plain = self._render_text(_as_tables(messages), opening)
+        plain = self._render_text(messages, opening)
         guard, unguard = self._build_guards("".join(message.content for message in messages))
         hidden = [Message(message.role, message.content.translate(guard)) for message in messages]
-        guarded = self._render_text(_as_tables(hidden), opening)
+        guarded = self._render_text(hidden, opening)
         trusted = [match.span() for match in self._control.finditer(guarded)]
         # Stand-ins are one for one, so equal spans mean that no content takes part in a control string.
         if guarded.translate(unguard) == plain and [m.span() for m in self._control.finditer(plain)] == trusted:
@@ -124,24 +124,15 @@ class JinjaChat:
         guard = {ord(character): next(free) for character in self._guarded}
         return guard, {stand_in: code for code, stand_in in guard.items()}
 
-    def _render_text(self, messages: list[dict[str, str]], opening: bool = False) -> str:
-        opening = opening or messages[-1]["role"] != "assistant"
-        values: dict[str, Any] = {"messages": messages, "add_generation_prompt": opening}
+    def _render_text(self, messages: Sequence[Message], opening: bool = False) -> str:
+        values: dict[str, Any] = {
+            "messages": [{"role": message.role, "content": message.content} for message in messages],
+            "add_generation_prompt": opening or messages[-1].role != "assistant",
+        }
         try:
             return self._template.render(**values, **self._special)
         except _FAILURES as error:
             raise ChuanError(f"the model's chat template refuses this conversation: {first_line(error):.200}") from None
-
-
-def _as_tables(messages: Sequence[Message]) -> list[dict[str, str]]:
-    """Messages as templates read them; new ones each time, for a template may write into them."""
-    return [{"role": message.role, "content": message.content} for message in messages]
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many ids two sequences begin with alike."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _raise_exception(message: str) -> None:

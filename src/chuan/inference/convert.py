@@ -20,7 +20,7 @@ from chuan.checkpoints.save import Extras, save_folder
 from chuan.checkpoints.source import WeightSource, describe_check
 from chuan.errors import ChuanError
 from chuan.inference.calibrate import CalibratedSource, load_windows
-from chuan.inference.load import build_origin, check_tokenizer, choose_template, open_checkpoint
+from chuan.inference.load import build_extras, check_bits, check_tokenizer, open_checkpoint
 from chuan.inference.sampling import read_sampling_options
 from chuan.staging import check_free, staged_folder
 from chuan.tokenizer.spm import SentencePieceTokenizer
@@ -70,9 +70,7 @@ def convert(
     checkpoint = open_checkpoint(path)
     tokenizer = checkpoint.load_tokenizer()
     check_tokenizer(checkpoint, tokenizer)
-    origin = build_origin(os.fspath(source), checkpoint)
-    template = choose_template(checkpoint, tokenizer, gguf=to == "gguf")
-    extras = Extras(checkpoint.generation_config, template, checkpoint.special, origin)
+    extras = build_extras(os.fspath(source), checkpoint, tokenizer, gguf=to == "gguf")
     if to == "gguf":
         read_sampling_options(checkpoint.generation_config)  # the header has a place for each, of its own type
         tokenizer = _choose_vocabulary(checkpoint, tokenizer)
@@ -85,7 +83,7 @@ def convert(
         windows = load_windows(expand(calibrate), tokenizer, checkpoint.config.context_length)
         weights = CalibratedSource(weights, windows)
     difference = save_folder(destination, weights, tokenizer, extras, to, progress=progress)
-    return Conversion(destination, origin, describe_check(difference))
+    return Conversion(destination, extras.origin, describe_check(difference))
 
 
 def _convert_to_gguf(
@@ -121,8 +119,7 @@ def _choose_options(to: str | None, gguf_type: str | None, destination: Path) ->
 def _check_options(to: str, bits: int | None, gguf_type: str | None) -> None:
     if to not in ("llama", "baichuan", "gguf"):
         raise ChuanError(f"--to {to!r:.40} is not known; use llama, baichuan or gguf")
-    if bits not in (None, 16, 8, 4):
-        raise ChuanError(f"bits={bits!r:.40} is not known; use 16, 8 or 4")
+    check_bits(bits)
     if gguf_type is not None and gguf_type not in GGUF_TYPES:
         raise ChuanError(f"--type {gguf_type!r:.40} is not known; use {', '.join(GGUF_TYPES)}")
     if gguf_type is not None and to != "gguf":

@@ -49,8 +49,7 @@ def load(
     weights and float activations, slowly. progress hears (tensors read, of how many). Nothing from the model's folder
     is ever executed. Raises ChuanError with one line that says what to do.
     """
-    if bits not in (None, 16, 8, 4):
-        raise ChuanError(f"bits={bits!r:.40} is not known; use 16, 8 or 4")
+    check_bits(bits)
     chosen_device = choose_device(device)
     chosen_dtype = choose_dtype(dtype, chosen_device)
     checkpoint = open_checkpoint(resolve_model(model))
@@ -67,8 +66,7 @@ def load(
     if native and not NativeRunner.takes(decoder):
         for parameter in decoder.parameters():
             parameter.data = parameter.data.to(chosen_dtype)
-    origin = build_origin(os.fspath(model), checkpoint)
-    extras = Extras(checkpoint.generation_config, choose_template(checkpoint, tokenizer), checkpoint.special, origin)
+    extras = build_extras(os.fspath(model), checkpoint, tokenizer)
     runner = build_runner(decoder)
     return LanguageModel(os.fspath(model), decoder, runner, tokenizer, chat_format, defaults, stop_ids, extras)
 
@@ -85,6 +83,18 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if len(files) > 1:
         raise ChuanError(f"{path} holds {len(files)} GGUF files; give the path of one, such as {files[0]}")
     return open_gguf(files[0]) if files else open_folder(path)
+
+
+def check_bits(bits: int | None) -> None:
+    """Raises ChuanError for a width of weights that there is not."""
+    if bits not in (None, 16, 8, 4):
+        raise ChuanError(f"bits={bits!r:.40} is not known; use 16, 8 or 4")
+
+
+def build_extras(name: str, checkpoint: Checkpoint, tokenizer: Tokenizer, gguf: bool = False) -> Extras:
+    """What goes beside the weights of `name` when it is written again; `gguf` into a GGUF."""
+    template = choose_template(checkpoint, tokenizer, gguf)
+    return Extras(checkpoint.generation_config, template, checkpoint.special, build_origin(name, checkpoint))
 
 
 def build_origin(name: str, checkpoint: Checkpoint) -> Origin:

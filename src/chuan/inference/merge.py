@@ -11,12 +11,12 @@ from chuan.checkpoints.adapter import is_adapter, load_changes
 from chuan.checkpoints.catalogue import expand, resolve_model
 from chuan.checkpoints.checkpoint import Progress
 from chuan.checkpoints.merge import MergedSource
-from chuan.checkpoints.save import Extras, save_folder
+from chuan.checkpoints.save import save_folder
 from chuan.checkpoints.source import describe_check
 from chuan.checkpoints.trained_adapter import apply_chat, read_base
 from chuan.errors import ChuanError
 from chuan.inference.convert import Conversion
-from chuan.inference.load import build_origin, check_tokenizer, choose_template, open_checkpoint
+from chuan.inference.load import build_extras, check_bits, check_tokenizer, open_checkpoint
 
 
 def merge(
@@ -41,17 +41,15 @@ def merge(
     model = base if base is not None else named
     if model is None:
         raise ChuanError(f"{folder} does not say which model it belongs to; name it as --base")
-    if bits not in (None, 16, 8, 4):
-        raise ChuanError(f"bits={bits!r:.40} is not known; use 16, 8 or 4")
+    check_bits(bits)
     checkpoint = open_checkpoint(resolve_model(model))
     if not unmerge:
         checkpoint = apply_chat(checkpoint, folder)
     tokenizer = checkpoint.load_tokenizer()
     check_tokenizer(checkpoint, tokenizer)
-    origin = build_origin(os.fspath(model), checkpoint)
-    extras = Extras(checkpoint.generation_config, choose_template(checkpoint, tokenizer), checkpoint.special, origin)
+    extras = build_extras(os.fspath(model), checkpoint, tokenizer)
     chosen = bits if bits is not None else (None if unmerge else trained)
     weights = MergedSource(checkpoint, load_changes(folder), chosen, -1 if unmerge else 1)
     destination = expand(target)
     difference = save_folder(destination, weights, tokenizer, extras, progress=progress)
-    return Conversion(destination, origin, describe_check(difference))
+    return Conversion(destination, extras.origin, describe_check(difference))

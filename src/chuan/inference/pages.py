@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from chuan.model.paged_cache import count_common
+from chuan.sequences import count_common
 
 PAGE = 64
 ROOT = b""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from chuan.model.attention import attend, attend_weighed, join_parts
 from chuan.model.config import ModelConfig
+from chuan.sequences import count_common
 
 
 @dataclass(frozen=True)
@@ -161,10 +162,3 @@ def build_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
     memory = torch.from_numpy(np.zeros(size + 64, dtype=np.uint8))
     start = -memory.data_ptr() % 64  # as aligned as torch's own
     return memory[start : start + size].view(dtype).view(shape)
-
-
-def count_common(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many items two lists begin with in common."""
-    return next(
-        (i for i, (one, other) in enumerate(zip(left, right, strict=False)) if one != other), min(len(left), len(right))
-    )

@@ -26,9 +26,8 @@ from chuan.errors import ChuanError
 from chuan.inference.device import choose_device
 from chuan.inference.load import (
     build_chat_format,
-    build_origin,
+    build_extras,
     check_tokenizer,
-    choose_template,
     open_checkpoint,
     read_stop_ids,
 )
@@ -169,10 +168,7 @@ def open_base(recipe: FinetuneRecipe) -> Base:
         )
     if recipe.chat is not None and recipe.chat.template is not None:
         checkpoint = _add_stop_id(checkpoint, tokenizer, chat_format)
-    template = choose_template(checkpoint, tokenizer)
-    origin = build_origin(recipe.base, checkpoint)
-    extras = Extras(checkpoint.generation_config, template, checkpoint.special, origin)
-    return Base(checkpoint, tokenizer, chat_format, extras)
+    return Base(checkpoint, tokenizer, chat_format, build_extras(recipe.base, checkpoint, tokenizer))
 
 
 def choose_chat(checkpoint: Checkpoint, tokenizer: Tokenizer, settings: ChatSettings) -> Checkpoint:
