@@ -1,13 +1,15 @@
 """The loss and its gradients against torch's and transformers' own; documents in a row against documents alone."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import chuan.training.loss as loss_module
-from chuan.training.loss import LanguageModelLoss, LossSettings, cross_entropy
-from chuan.training.packed import build_packed_attention, count_positions
+from chuan.training.loss import LanguageModelLoss, LossSettings, count_slice, cross_entropy
+from chuan.training.packed import BlockAttention, build_blocks, build_packed_attention, count_positions
 from chuan.training.parallel import apply_compile
 from chuan.training.rows import IGNORED
 from tests.support.tiny import build_tiny_config, build_tiny_decoder, build_tiny_llama
@@ -124,13 +126,12 @@ def test_positions_begin_anew_with_each_document():
     assert count_positions(documents).tolist() == [[0, 1, 0, 1, 2, 0], [0, 1, 2, 3, 4, 5]]
 
 
-def test_documents_of_other_lengths_are_not_compiled_anew(monkeypatch):
+def test_documents_of_other_lengths_are_not_compiled_anew():
     """Each step has its own; a compiled layer must not know them."""
     config = build_tiny_config()
     decoder = build_tiny_decoder(config)
     model = LanguageModelLoss(decoder, LossSettings())
     apply_compile(model)
-    monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", False)
     tokens, targets = torch.randint(0, config.vocab_size, (2, 2, 24))
 
     def run(width: int) -> None:
@@ -138,6 +139,30 @@ def test_documents_of_other_lengths_are_not_compiled_anew(monkeypatch):
         model(tokens, documents, targets)[0].backward()
 
     run(9)
-    monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", True)
-    for width in (7, 5, 11):
-        run(width)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for width in (7, 5, 11):
+            run(width)
+
+
+@torch.no_grad()
+def test_masks_of_a_gpu_are_those_of_a_cpu_and_are_not_compiled_anew(monkeypatch):
+    """FlexAttention, whose way back alone wants a GPU, inside of compiled layers."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    config = build_tiny_config(hidden_size=64, num_key_value_heads=2)
+    decoder = build_tiny_decoder(config)
+    tokens = torch.randint(0, config.vocab_size, (2, 256))
+    documents = [(torch.arange(256) // width).expand(2, 256) for width in (100, 30, 170, 128)]
+    expected = [decoder.hidden_states(tokens, build_packed_attention(numbers)) for numbers in documents]
+    apply_compile(LanguageModelLoss(decoder, LossSettings()))
+    first = decoder.hidden_states(tokens, BlockAttention(build_blocks(documents[0])))
+    assert relative(first, expected[0]) < 1e-5
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for numbers, hidden in zip(documents[1:], expected[1:], strict=True):
+            found = decoder.hidden_states(tokens, BlockAttention(build_blocks(numbers)))
+            assert relative(found, hidden) < 1e-5
+
+
+def test_slices_of_logits():
+    assert count_slice(vocabulary=64000, logits=1 << 27) == 2048
+    assert count_slice(vocabulary=100, logits=300) == 3
+    assert count_slice(vocabulary=100, logits=50) == 1

@@ -241,7 +241,8 @@ class Trainer:
 
     def _sum(self, *values: Tensor | float) -> list[float]:
         """Sums over the ranks that see different rows; each is the same on all tensor-parallel ranks."""
-        numbers = torch.stack([torch.as_tensor(value, dtype=torch.float64) for value in values]).to(self.ranks.device)
+        device = self.ranks.device
+        numbers = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=device) for value in values])
         dist.all_reduce(numbers)
         return [float(number) / self.ranks.mesh["tensor"].size() for number in numbers]
 

@@ -22,6 +22,7 @@ from chuan.training.rows import IGNORED
 
 # Logits that exist at a time: on a CPU about what its caches hold, on a GPU enough to keep it busy.
 CPU_LOGITS, GPU_LOGITS = 1 << 23, 1 << 27
+_TILE = 128  # rows that a GPU's products take at a time
 
 
 class LossSettings(Settings):
@@ -79,6 +80,12 @@ class LanguageModelLoss(nn.Module):
         return largest, where
 
 
+def count_slice(vocabulary: float, logits: int) -> int:
+    """Positions whose logits over `vocabulary` ids exist at a time."""
+    rows = max(1, int(logits // vocabulary))
+    return rows - rows % _TILE if rows > _TILE else rows
+
+
 def cross_entropy(
     hidden: Tensor, weight: Tensor, targets: Tensor, max_z: float = 0.0, group: dist.ProcessGroup | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -97,7 +104,7 @@ class _CrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         vocabulary = weight.shape[0]
         offset = 0 if group is None else dist.get_rank(group) * vocabulary
-        step = max(1, (CPU_LOGITS if hidden.device.type == "cpu" else GPU_LOGITS) // vocabulary)
+        step = count_slice(vocabulary, CPU_LOGITS if hidden.device.type == "cpu" else GPU_LOGITS)
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if wants_weight else None
@@ -140,6 +147,7 @@ class _CrossEntropy(torch.autograd.Function):
                     grad_weight.addmm_(grad.T, rows)
                 else:
                     grad_weight += grad.T @ rows
+            del logits, grad  # or the next slice would be made beside this one
         ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
         ctx.mark_non_differentiable(nll)
         return total, nll

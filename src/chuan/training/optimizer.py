@@ -104,9 +104,10 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> float:
     """
     grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
     world = dist.get_world_size()
-    squares = torch.zeros((), dtype=torch.float64, device=_local(grads[0]).device)
-    for grad in grads:
-        squares += _local(grad).float().square().sum(dtype=torch.float64) * (_count_shards(grad) / world)
+    # Norms of each in float32 read the gradients once; their squares in float64 would be written out first.
+    norms = torch.stack(torch._foreach_norm([_local(grad) for grad in grads], dtype=torch.float32)).double()
+    shares = torch.tensor([_count_shards(grad) / world for grad in grads], dtype=torch.float64)
+    squares = (norms.square() * shares.to(norms.device)).sum()
     dist.all_reduce(squares)
     norm = float(squares.sqrt())
     if norm > limit:

@@ -18,7 +18,7 @@ def build_packed_attention(documents: Tensor) -> PackedAttention:
     if bool((documents == documents[:, :1]).all()):
         return PackedAttention()
     if documents.device.type == "cuda":
-        return BlockAttention(_build_blocks(documents))
+        return BlockAttention(build_blocks(documents))
     return SplitAttention([row.unique_consecutive(return_counts=True)[1].tolist() for row in documents])
 
 
@@ -72,7 +72,8 @@ def count_positions(documents: Tensor) -> Tensor:
     return index - torch.where(begins, index, 0).cummax(dim=1).values
 
 
-def _build_blocks(documents: Tensor) -> BlockMask:
+def build_blocks(documents: Tensor) -> BlockMask:
+    """(B, T) document numbers -> which blocks hold anything to see; meanwhile B x T x T booleans exist."""
     batch, tokens = documents.shape
 
     def visible(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:

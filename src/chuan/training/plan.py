@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from chuan.errors import ChuanError
 from chuan.model.config import ModelConfig
 from chuan.training.gpus import Gpu
-from chuan.training.loss import GPU_LOGITS
+from chuan.training.loss import GPU_LOGITS, count_slice
 from chuan.training.metrics import count_operations
 from chuan.training.parallel import check_tensor_parallel
 from chuan.training.recipe import PretrainRecipe
@@ -24,6 +24,7 @@ NODE = 8  # GPUs that NVLink joins
 # benchmarks/published_runs.py (41 to 58 % over whole runs) come out on both sides of the forecast.
 MFU = 0.5
 LINK_SHARE = 0.7  # of a link's rate that collectives reach: an assumption
+COPY_SHARE = 0.85  # of the memory's rate that copies reach: an assumption
 USABLE = 0.95  # of the memory; the rest is the context of CUDA, NCCL's buffers and fragments: an assumption
 
 
@@ -106,9 +107,10 @@ def estimate_memory(
     """Bytes a GPU at the highest point, by part; `size` is that of a computed number, `logits` how many exist at once.
 
     Weights, gradients and optimizer are float32 and sharded (ZeRO stage 3: Rajbhandari et al. 2019,
-    https://arxiv.org/abs/1910.02054, section 5). Whole are the layer that is computed and the one fetched meanwhile,
-    and, all the time, embedding and head. On the way back a layer's gradients are whole too, once as computed and once
-    in float32 to be summed over the ranks, as are those of embedding and head at the very end.
+    https://arxiv.org/abs/1910.02054, section 5). Whole are the layer that is computed and, where ranks share it, the
+    one fetched meanwhile; all the time, embedding and head. On the way back a layer's gradients are whole too, as
+    computed, beside those of the layer before it in float32 to be summed over the ranks; at the very end those of
+    embedding and head, with their sum. What comes back through a feed-forward is twice its width.
     """
     config = recipe.model.build_config()
     tokens = layout.micro_rows * recipe.data.length
@@ -121,14 +123,14 @@ def estimate_memory(
     kept = size * config.hidden_size * tokens if layout.checkpointing else one
     head = (config.hidden_size * (4 + 2 * size) + 4) * tokens
     vocabulary = config.vocab_size / layout.tensor
-    rows = min(tokens, max(1, int(logits // vocabulary)))
+    rows = min(tokens, count_slice(vocabulary, logits))
     # Logits in float32, their gradient as computed; the head's gradient in float32 and what a slice adds to it.
     loss = rows * vocabulary * (4 + size) + vocabulary * config.hidden_size * (4 + size)
-    way_back = (
-        (one if layout.checkpointing else 0) + layer * (2 * size + size + 4) + vocabulary * config.hidden_size * size
-    )
+    whole = 1 if layout.shard == 1 else 2
+    way_back = layer * (whole * size + size + 4) + vocabulary * config.hidden_size * size
+    way_back += (one if layout.checkpointing else 0) + 2 * size * config.intermediate_size * tokens / layout.tensor
     activations = kept * config.num_hidden_layers + head
-    end = root * (size + 4)  # when activations are gone
+    end = root * (size + 4 + 4 / layout.shard)  # when activations are gone
     return {
         "weights": 4 * mine,
         "gradients": 4 * mine,
@@ -160,7 +162,7 @@ def estimate_seconds(recipe: PretrainRecipe, layout: Layout, gpu: Gpu, mfu: floa
     7), in float32 and, with replicas, summed over them; hidden behind computing as far as that lasts. Tensor parallel:
     four sums of the activations a layer, two more with checkpointing (Megatron-LM: Shoeybi et al. 2019,
     https://arxiv.org/abs/1909.08053, section 3); nothing hides them. A ring moves (n - 1) / n of the bytes for a gather
-    or a scatter and twice that for a sum. Optimizer: what it reads and writes, at the memory's rate.
+    or a scatter and twice that for a sum. Copying and the optimizer: what they read and write, at the memory's rate.
     """
     config = recipe.model.build_config()
     length = recipe.data.length
@@ -178,13 +180,30 @@ def estimate_seconds(recipe: PretrainRecipe, layout: Layout, gpu: Gpu, mfu: floa
     sharding += 2 * 4 * weights / shard * (layout.replicas - 1) / layout.replicas / replica_rate
     sums = (6 if layout.checkpointing else 4) * config.num_hidden_layers
     splitting = sums * 2 * config.hidden_size * tokens * 2 * (tensor - 1) / tensor / (LINK_SHARE * gpu.link)
-    # Clipping reads the gradients; the optimizer reads four numbers a weight and writes three.
+    copy_rate = COPY_SHARE * gpu.memory_rate
+    # Clipping reads the gradients and scales them; the optimizer reads four numbers a weight and writes three.
     return {
         "computing": computing,
+        "copying": count_copied(config, shard, parts) / tensor / copy_rate,
         "waiting for weights and gradients": max(0.0, parts * sharding - computing),
         "tensor parallel": splitting,
-        "optimizer": 4 * 8 * weights / shard / gpu.memory_rate,
+        "optimizer": 4 * 10 * weights / shard / copy_rate,
     }
+
+
+def count_copied(config: ModelConfig, shard: int, parts: int) -> float:
+    """Bytes of bfloat16 and float32 that FSDP's copies of weights and gradients read and write in a step (torch 2.13).
+
+    For each part of a batch a layer's weights are made bfloat16 twice, and those of embedding and head once: cast,
+    copied into a common buffer and, where that was gathered, out of it. Gradients are copied into a buffer in float32,
+    and from the second part on added to those before; alone, what would have been their sum over ranks is a copy.
+    """
+    weights, root = config.parameter_count, count_root(config)
+    gathered = 2 * (weights - root) + root
+    unshard = ((4 + 2) + (2 + 2)) / shard + (0 if shard == 1 else 2 + 2)
+    reduce = (2 + 4) + (4 + 4 if shard == 1 else 0)
+    add = (4 + 4 + 4) / shard
+    return parts * (unshard * gathered + reduce * weights) + (parts - 1) * add * weights
 
 
 def count_layer(config: ModelConfig) -> int:

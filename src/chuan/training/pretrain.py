@@ -69,7 +69,8 @@ def pretrain(recipe: PretrainRecipe, stop_after: int | None = None) -> Path | No
             peak=measure_products(dtype, ranks.device),
         )
         torch.manual_seed(recipe.seed)
-        model = LanguageModelLoss(build_decoder(config).to(ranks.device), recipe.loss)
+        with ranks.device:  # a GPU draws 7e9 numbers in a blink, a CPU in minutes
+            model = LanguageModelLoss(build_decoder(config), recipe.loss)
         weights = train(model, recipe, ranks, task, dtype, stop_after)
         if weights is None:
             return None

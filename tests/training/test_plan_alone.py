@@ -1,0 +1,113 @@
+"""What FSDP does where one rank is alone, in bfloat16, against the plan's count of it: the highest point of the memory,
+and the bytes that are copied."""
+
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import chuan.training.loss as loss_module
+from chuan.training.loss import LanguageModelLoss, LossSettings
+from chuan.training.optimizer import build_optimizers
+from chuan.training.parallel import ParallelSettings, apply_parallel, join_ranks
+from chuan.training.plan import Layout, count_copied, estimate_memory
+from chuan.training.pretrain import build_decoder
+from chuan.training.recipe import PretrainRecipe
+
+LENGTH, LOGITS = 128, 1 << 18
+
+
+def build_recipe(micro_rows: int) -> PretrainRecipe:
+    shape = {"vocab_size": 2048, "hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4}
+    shape |= {"num_attention_heads": 4, "max_position_embeddings": LENGTH}
+    values = {"output": "-", "steps": 1, "optimizer": {"learning_rate": 1e-4}, "model": shape}
+    data = {"shards": "-", "tokenizer": "-", "length": LENGTH}
+    return PretrainRecipe.model_validate(values | {"data": data, "batch": {"rows": 1, "micro_rows": micro_rows}})
+
+
+def list_tensors(tree: Any) -> list[Tensor]:
+    leaves = [leaf.to_local() if isinstance(leaf, DTensor) else leaf for leaf in tree_leaves(tree)]
+    return [leaf for leaf in leaves if type(leaf) is Tensor]
+
+
+class Recorder(TorchDispatchMode):
+    """The most bytes of all storages that it has seen and that are alive; the bytes that FSDP's copies move."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.highest = self.copied = 0
+        self._storages: dict[int, weakref.ReferenceType[torch.UntypedStorage]] = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        given = list_tensors((args, kwargs or {}))
+        result = function(*args, **(kwargs or {}))
+        made = list_tensors(result)
+        for tensor in given + made:
+            storage = tensor.untyped_storage()
+            self._storages[storage._cdata] = weakref.ref(storage)
+        alive = [storage() for storage in self._storages.values()]
+        self.highest = max(self.highest, sum(storage.nbytes() for storage in alive if storage is not None))
+        self.copied += self._count(function.name(), given, made)
+        return result
+
+    @staticmethod
+    def _count(name: str, given: list[Tensor], made: list[Tensor]) -> int:
+        floats = [tensor for tensor in given if tensor.dtype in (torch.float32, torch.bfloat16)]
+        if name == "fsdp::chunk_cat":
+            return sum(tensor.nbytes for tensor in floats)
+        if name == "aten::_to_copy" and floats and floats[0].dim() == 1:
+            return floats[0].nbytes + made[0].nbytes
+        if name == "aten::copy_" and floats and floats[0].dim() == 1:
+            return sum(tensor.nbytes for tensor in floats)
+        if name == "aten::add_.Tensor" and [tensor.dtype for tensor in floats] == 2 * [torch.float32]:
+            return 2 * floats[0].nbytes + floats[1].nbytes if floats[0].dim() else 0
+        return 0
+
+
+@pytest.fixture
+def alone():
+    with join_ranks(ParallelSettings(), "cpu") as ranks:
+        yield ranks
+
+
+def build_model(recipe: PretrainRecipe, ranks, checkpointing: bool = False) -> LanguageModelLoss:
+    torch.manual_seed(0)
+    model = LanguageModelLoss(build_decoder(recipe.model.build_config()), LossSettings())
+    apply_parallel(model, ranks, ParallelSettings(checkpointing=checkpointing), torch.bfloat16)
+    return model
+
+
+def run_parts(model: LanguageModelLoss, rows: int, parts: int) -> None:
+    for _ in range(parts):
+        ids = torch.randint(0, 2048, (rows, LENGTH))
+        model(ids, torch.zeros_like(ids), ids)[0].backward()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("micro_rows", [1, 4, 16])
+def test_highest_point_of_a_step(monkeypatch, alone, micro_rows, checkpointing):
+    monkeypatch.setattr(loss_module, "CPU_LOGITS", LOGITS)
+    recipe = build_recipe(micro_rows)
+    model = build_model(recipe, alone, checkpointing)
+    [optimizer] = build_optimizers(model.named_parameters(), recipe.optimizer)
+    with Recorder() as recorder:
+        for _ in range(2):
+            run_parts(model, micro_rows, parts=2)
+            optimizer.step()
+            optimizer.zero_grad()
+    memory = estimate_memory(recipe, Layout(1, 1, 1, checkpointing, micro_rows), logits=LOGITS)
+    assert recorder.highest == pytest.approx(sum(memory.values()), rel=0.04)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_bytes_that_are_copied(alone, parts):
+    recipe = build_recipe(2)
+    model = build_model(recipe, alone)
+    with Recorder() as recorder:
+        run_parts(model, 2, parts)
+    assert recorder.copied == count_copied(recipe.model.build_config(), 1, parts)
