@@ -5,6 +5,11 @@ In: a decoder. Out: a `Runner`, with as much memory for keys and values as is se
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import os
+import shutil
+
 import psutil
 import torch
 
@@ -26,7 +31,22 @@ def build_runner(decoder: Decoder) -> Runner:
     kernels = load_kernels()
     if kernels is not None and weight.device.type == "cpu" and NativeRunner.takes(decoder):
         return NativeRunner(decoder, kernels, choose_page_count(decoder.config, torch.bfloat16, weight.device))
-    return TorchRunner(decoder, choose_page_count(decoder.config, weight.dtype, weight.device))
+    page_count = choose_page_count(decoder.config, weight.dtype, weight.device)
+    if weight.device.type == "cuda" and _compiles_for(weight.device):
+        # By name: it imports Triton, which comes with torch for GPUs alone.
+        gpu = importlib.import_module("chuan.inference.gpu.runner")
+        if gpu.GpuRunner.takes(decoder):
+            runner: Runner = gpu.GpuRunner(decoder, page_count)
+            return runner
+    return TorchRunner(decoder, page_count)
+
+
+def _compiles_for(device: torch.device) -> bool:
+    """Whether Triton can make kernels for a GPU: it wants one of Ampere's generation or later, and a C compiler."""
+    compilers = (os.environ.get("CC"), "gcc", "clang")
+    found = any(shutil.which(compiler) for compiler in compilers if compiler)
+    recent = torch.cuda.get_device_capability(device) >= (8, 0)
+    return found and recent and importlib.util.find_spec("triton") is not None
 
 
 def choose_page_count(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> int:

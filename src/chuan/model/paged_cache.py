@@ -55,6 +55,7 @@ class PagedCache:
 
     What several sequences share is read once for all of them, where the device has a kernel that tells how much weight
     it gave to each part (a CPU): the questions behind one set of demonstrations, the turns behind one system prompt.
+    `keys` and `values` are a layer's, each (page_count * page_size, K, D).
     """
 
     def __init__(
@@ -64,8 +65,8 @@ class PagedCache:
         self._page_size = page_size
         # Token-major: a contiguous run of pages is a view, and memory is taken page by page as they fill.
         shape = (page_count * page_size, config.num_key_value_heads, config.head_dim)
-        self._keys = [build_zeros(shape, dtype, device) for _ in range(config.num_hidden_layers)]
-        self._values = [build_zeros(shape, dtype, device) for _ in range(config.num_hidden_layers)]
+        self.keys = [build_zeros(shape, dtype, device) for _ in range(config.num_hidden_layers)]
+        self.values = [build_zeros(shape, dtype, device) for _ in range(config.num_hidden_layers)]
         self._slots = torch.empty(0, dtype=torch.long, device=device)
         self._groups: list[_Group | _Read] = []
 
@@ -94,7 +95,7 @@ class PagedCache:
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """(1, H, T, D) by (1, K, T, D) -> (1, H, T, D): stores keys and values; each sequence attends to its own."""
         assert mask is None, "a ragged batch has no padding"
-        all_keys, all_values = self._keys[layer], self._values[layer]
+        all_keys, all_values = self.keys[layer], self.values[layer]
         all_keys.index_copy_(0, self._slots, keys[0].transpose(0, 1))
         all_values.index_copy_(0, self._slots, values[0].transpose(0, 1))
 
@@ -132,7 +133,7 @@ class PagedCache:
         if not shared:
             return _Read(row, span.tokens, places, None)
         hidden = torch.ones(span.tokens, length, dtype=torch.bool).triu(length - span.tokens + 1)
-        mask = torch.zeros(span.tokens, length, dtype=self._keys[0].dtype).masked_fill_(hidden, -math.inf)
+        mask = torch.zeros(span.tokens, length, dtype=self.keys[0].dtype).masked_fill_(hidden, -math.inf)
         return _Read(row, span.tokens, places, mask)
 
     def _find_places(self, pages: Sequence[int], length: int) -> slice | Tensor:
@@ -147,7 +148,7 @@ class PagedCache:
     def copy_page(self, source: int, target: int) -> None:
         """Copies one page's keys and values to another's place, in every layer."""
         size = self._page_size
-        for tensor in (*self._keys, *self._values):
+        for tensor in (*self.keys, *self.values):
             tensor[target * size : (target + 1) * size] = tensor[source * size : (source + 1) * size]
 
     def advance(self, tokens: int) -> None:
