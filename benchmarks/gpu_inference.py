@@ -17,14 +17,17 @@ from pathlib import Path
 import torch
 from machine import describe_machine
 from random_7b import INT4, INT8, build, clean
+from torch import Tensor
 
 from chuan.inference.bench import BenchResult, measure_decode, run_bench
+from chuan.inference.language_model import LanguageModel
 from chuan.inference.load import load
 from chuan.inference.runner import TorchRunner
 from chuan.training.gpus import Gpu, find_gpu
 
 FORMS = {"int8": (INT8, None), "int4": (INT4, None), "bfloat16": (INT8, 16)}
-SHORT, LONG = 40, 300
+_DRAWING = random.Random(0)
+PROMPTS = [[_DRAWING.randrange(64000) for _ in range(length)] for length in (40, 300)]
 
 
 def main() -> None:
@@ -41,14 +44,22 @@ def main() -> None:
         "of the measured rate | of the data sheet | plain decoder ms | distance to float32 |"
     )
     print("|" + "---|" * 12)
+    expected: dict[str, list[Tensor]] = {}
     for name, (form, bits) in FORMS.items():
         result = run_bench(str(paths[form]), bits=bits, device="cuda", prompt_tokens=512, sequences=(1, 8))
         torch.cuda.empty_cache()
-        plain = time_plain_steps(paths[form], bits)
+        model = load(paths[form], bits=bits, device="cuda")  # type: ignore[arg-type]
+        found = [model.logits(prompt) for prompt in PROMPTS]
+        plain = time_plain_steps(model)
+        del model
         torch.cuda.empty_cache()
-        distance = " / ".join(f"{value:.2%}" for value in measure_distance(paths[form], bits))
-        torch.cuda.empty_cache()
-        print_rows(name, result, arguments.gpu, plain, distance)
+        if form not in expected:
+            exact = load(paths[form], bits=16, device="cuda", dtype="float32")
+            expected[form] = [exact.logits(prompt) for prompt in PROMPTS]
+            del exact
+            torch.cuda.empty_cache()
+        distances = [float((a - b).norm() / b.norm()) for a, b in zip(found, expected[form], strict=True)]
+        print_rows(name, result, arguments.gpu, plain, " / ".join(f"{value:.2%}" for value in distances))
 
 
 def print_rows(name: str, result: BenchResult, gpu: Gpu, plain: dict[int, float], distance: str) -> None:
@@ -64,9 +75,8 @@ def print_rows(name: str, result: BenchResult, gpu: Gpu, plain: dict[int, float]
         )
 
 
-def time_plain_steps(path: Path, bits: int | None) -> dict[int, float]:
+def time_plain_steps(model: LanguageModel) -> dict[int, float]:
     """Milliseconds of a step of 1 and of 8 sequences as the plain decoder runs it."""
-    model = load(path, bits=bits, device="cuda")  # type: ignore[arg-type]
     model.engine.runner = TorchRunner(model.decoder, model.engine.runner.page_count)
     times = {}
     for sequences in (1, 8):
@@ -74,19 +84,6 @@ def time_plain_steps(path: Path, bits: int | None) -> dict[int, float]:
         speed = measure_decode(model, 128, 16, sequences)
         times[sequences] = speed.seconds / 16 * 1e3
     return times
-
-
-def measure_distance(path: Path, bits: int | None) -> list[float]:
-    """Of the logits of a short and of a long prompt."""
-    drawing = random.Random(0)
-    prompts = [[drawing.randrange(64000) for _ in range(length)] for length in (SHORT, LONG)]
-    exact = load(path, bits=16, device="cuda", dtype="float32")
-    expected = [exact.logits(prompt) for prompt in prompts]
-    del exact
-    torch.cuda.empty_cache()
-    model = load(path, bits=bits, device="cuda")  # type: ignore[arg-type]
-    found = [model.logits(prompt) for prompt in prompts]
-    return [float((a - b).norm() / b.norm()) for a, b in zip(found, expected, strict=True)]
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ class Counted:
     def __init__(self, model: LanguageModel) -> None:
         self.runner = model.engine.runner
         self.steps: list[list[Piece]] = []
-        self.config, self.page_count = self.runner.config, self.runner.page_count
+        self.config, self.page_count, self.chunk = self.runner.config, self.runner.page_count, self.runner.chunk
         model.engine.runner = self
 
     def run(self, pieces: list[Piece]) -> torch.Tensor:

@@ -11,8 +11,8 @@ from chuan.checkpoints.save import Extras
 from chuan.errors import ChuanError, PromptTooLongError
 from chuan.inference.build import build_runner
 from chuan.inference.language_model import LanguageModel
+from chuan.inference.runner import CHUNK
 from chuan.inference.sampling import SamplingOptions
-from chuan.inference.scheduler import CHUNK
 from chuan.tokenizer.json_tokenizer import JsonTokenizer
 from tests.chat.test_jinja import CHATML, NAMES
 from tests.support.tiny import build_tiny_config, build_tiny_llama

@@ -8,8 +8,9 @@ from chuan.errors import ChuanError
 from chuan.inference.engine import Engine
 from chuan.inference.pages import PAGE
 from chuan.inference.request import Generation, Request
+from chuan.inference.runner import CHUNK
 from chuan.inference.sampling import SamplingOptions
-from chuan.inference.scheduler import CHUNK, MAX_RUNNING, STEP_TOKENS
+from chuan.inference.scheduler import MAX_RUNNING
 from tests.support.toy_runner import ToyRunner, ToyTokenizer, answer
 
 
@@ -39,6 +40,15 @@ def cuts(runner: ToyRunner, prompt: list[int]) -> list[tuple[int, int]]:
     return found
 
 
+def test_a_runner_says_how_much_it_reads_at_a_time():
+    prompt = draw(random.Random(0), 900)
+    runner = ToyRunner(200)
+    runner.chunk = 512
+    engine = Engine(runner, ToyTokenizer(), False)
+    engine.complete([build_request(engine, prompt, 1)])
+    assert cuts(runner, prompt) == [(0, 512), (512, 900)]
+
+
 def test_a_prompt_is_cut_at_the_same_places_in_any_company():
     rng = random.Random(0)
     prompt = draw(rng, 900)
@@ -54,7 +64,7 @@ def test_a_prompt_is_cut_at_the_same_places_in_any_company():
         engine.step()
     engine.complete([build_request(engine, prompt, 1), *company[6:]])
     assert cuts(runner, prompt) == expected
-    assert max(sum(len(piece.token_ids) for piece in pieces) for pieces in runner.steps) <= STEP_TOKENS
+    assert max(sum(len(piece.token_ids) for piece in pieces) for pieces in runner.steps) <= 2 * CHUNK
     assert max(map(len, runner.steps)) > 6
     again = [*prompt[: PAGE + 9], *draw(rng, 500)]  # what is in the cache already changes only where the first begins
     runner.steps.clear()
@@ -75,7 +85,7 @@ def test_who_generates_goes_on_while_others_read():
 
 
 def test_no_more_run_at_once_than_leave_room_for_a_chunk():
-    assert STEP_TOKENS - MAX_RUNNING >= CHUNK
+    assert 2 * CHUNK - MAX_RUNNING >= CHUNK
     engine, runner = build_engine(300)
     requests = [build_request(engine, [n % 26, n // 26, 3], 20) for n in range(100)]
     engine.complete(requests)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from chuan.inference.pages import PAGE
-from chuan.inference.runner import Piece
+from chuan.inference.runner import CHUNK, Piece
 from chuan.model.config import ModelConfig
 from chuan.tokenizer.streaming import PieceTable
 from chuan.tokenizer.tokenizer import Tokenizer
@@ -33,6 +33,8 @@ class ToyTokenizer(Tokenizer):
 
 class ToyRunner:
     """The next id follows from the last two, but at every fifth place from all: regular enough to be guessed."""
+
+    chunk = CHUNK
 
     def __init__(self, page_count: int, context_length: int = 4096) -> None:
         self.config: ModelConfig = build_tiny_config(vocab_size=26, max_position_embeddings=context_length)

@@ -26,7 +26,6 @@ from chuan.inference.load import load
 from chuan.inference.native import NativeRunner
 from chuan.inference.request import Generation
 from chuan.inference.sampling import SamplingOptions
-from chuan.inference.scheduler import CHUNK
 from chuan.model.config import ModelConfig
 from chuan.model.decoder import Decoder
 from chuan.model.memory import estimate_cache
@@ -114,7 +113,7 @@ def run_bench(
         start = time.perf_counter()
         model = load(name, bits=bits, device=device, dtype=dtype)
         load_seconds = time.perf_counter() - start
-        longest = max(prompt_tokens + 1, CONTEXT + new_tokens + count_spare_tokens(CONTEXT, max(sequences)))
+        longest = max(prompt_tokens + 1, CONTEXT + new_tokens + count_spare_tokens(model, CONTEXT, max(sequences)))
         room = model.engine.context_length
         if longest > room:
             raise ChuanError(f"{longest} tokens do not fit a context of {room}; lower --prompt-tokens or --new-tokens")
@@ -126,6 +125,7 @@ def run_bench(
         speeds = [sorted(runs, key=lambda run: run.seconds)[_REPEATS // 2]]
         for count in sequences:
             progress(f"decode, {count} together")
+            measure_decode(model, CONTEXT, 2, count)  # likewise
             speeds.append(measure_decode(model, CONTEXT, new_tokens, count))
     progress("the machine's limits")
     weight = model.decoder.model.embed_tokens.weight
@@ -163,7 +163,7 @@ def measure_decode(model: LanguageModel, context: int, new_tokens: int, sequence
     """So many steps of so many sequences, each behind S tokens of its own (some more, while others read theirs)."""
     engine = _build_engine(model)
     prompts = [_draw_ids(model, context) for _ in range(sequences)]
-    length = new_tokens + count_spare_tokens(context, sequences)
+    length = new_tokens + count_spare_tokens(model, context, sequences)
     requests = [_build_answer(engine, prompt, length) for prompt in prompts]
     for request in requests:
         engine.add(request)
@@ -181,9 +181,9 @@ def measure_decode(model: LanguageModel, context: int, new_tokens: int, sequence
     return Speed("decode", sequences, len(lengths), seconds, read, operations)
 
 
-def count_spare_tokens(context: int, sequences: int) -> int:
+def count_spare_tokens(model: LanguageModel, context: int, sequences: int) -> int:
     """What a sequence answers, at most, before all are decoding: a token while each chunk of the others is read."""
-    return 1 + (sequences - 1) * -(-context // CHUNK)
+    return 1 + (sequences - 1) * -(-context // model.engine.runner.chunk)
 
 
 def measure_rows(model: LanguageModel, context: int, rows: int, repeats: int = 8) -> float:

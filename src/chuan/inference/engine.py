@@ -32,7 +32,7 @@ class Engine:
         scaling = runner.config.rope_scaling
         # Dynamic RoPE's angles depend on how many tokens there are, drafts included: they would change the answer.
         self.speculate = speculate and (scaling is None or scaling.rope_type != "dynamic")
-        self._scheduler = Scheduler(runner.page_count)
+        self._scheduler = Scheduler(runner.page_count, runner.chunk)
         self._stepping = threading.Lock()
         self._arriving = threading.Lock()
         self._added: list[Request] = []

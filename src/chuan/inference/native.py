@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from chuan.inference.pages import PAGE
-from chuan.inference.runner import Piece, lay_out
+from chuan.inference.runner import CHUNK, Piece, lay_out
 from chuan.model.config import ModelConfig
 from chuan.model.decoder import Decoder
 from chuan.quantization.integer import IntegerLinear
@@ -32,6 +32,8 @@ _LARGEST_HEAD = 256
 
 class NativeRunner:
     """A `Runner`. What a sequence gets does not depend on its company, bit for bit: every row is computed alone."""
+
+    chunk = CHUNK
 
     def __init__(self, decoder: Decoder, kernels: NativeKernels, page_count: int) -> None:
         config = decoder.config

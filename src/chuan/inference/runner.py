@@ -19,6 +19,9 @@ from chuan.model.config import ModelConfig
 from chuan.model.decoder import Decoder
 from chuan.model.paged_cache import PagedCache, Span
 
+# Tokens of a prompt that are read at a time.
+CHUNK = 256
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -35,10 +38,14 @@ class Piece:
 
 
 class Runner(Protocol):
-    """What the engine asks of a model. No sequence's logits may depend on what else is in the batch."""
+    """What the engine asks of a model. No sequence's logits may depend on what else is in the batch.
+
+    chunk: tokens of a prompt that it reads at a time; two of these are a full step.
+    """
 
     config: ModelConfig
     page_count: int
+    chunk: int
 
     def run(self, pieces: Sequence[Piece]) -> Tensor:
         """Writes the new keys and values into the pages; float32 logits (sum of keep, V) on the CPU, in order."""
@@ -66,6 +73,8 @@ class TorchRunner:
 
     Logits depend on the company of a sequence within rounding only.
     """
+
+    chunk = CHUNK
 
     def __init__(self, decoder: Decoder, page_count: int) -> None:
         self.config = decoder.config

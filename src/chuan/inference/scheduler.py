@@ -15,10 +15,7 @@ from chuan.inference.pages import PAGE, PagePool, count_pages, extend_keys
 from chuan.inference.request import Request
 from chuan.inference.runner import Piece
 
-# A prompt is cut at multiples of this, counted from its own beginning, whoever else is there.
-CHUNK = 256
-# Tokens of one step. With as many requests as may run at once, one whole chunk still fits.
-STEP_TOKENS = 512
+# With as many requests as may run at once, one whole chunk still fits into a step.
 MAX_RUNNING = 64
 # A step with drafts verifies at most so many tokens: up to there, reading the weights takes longer than computing.
 SPECULATION_ROWS = 9
@@ -42,10 +39,15 @@ class Work:
 
 
 class Scheduler:
-    """Waiting and running requests over `page_count` pages."""
+    """Waiting and running requests over `page_count` pages.
 
-    def __init__(self, page_count: int) -> None:
+    A prompt is cut at multiples of `chunk`, counted from its own beginning, whoever else is there.
+    """
+
+    def __init__(self, page_count: int, chunk: int) -> None:
         self.page_count = page_count
+        self.chunk = chunk
+        self.step_tokens = 2 * chunk  # the most of one step
         self.waiting: list[Request] = []  # both in order of arrival
         self.running: list[Request] = []
         self.copies: list[tuple[int, int]] = []  # pages to copy before the step runs, in this order
@@ -83,7 +85,7 @@ class Scheduler:
         for request in generating:
             if request.pages:  # else it has just made room for an earlier one
                 self._generate(request, limit, work)
-        budget = STEP_TOKENS - sum(item.tokens for item in work)
+        budget = self.step_tokens - sum(item.tokens for item in work)
         for request in self.running:
             if request.computed < len(request.token_ids) - 1:
                 budget -= self._read(request, budget, work)
@@ -126,7 +128,7 @@ class Scheduler:
     def _read(self, request: Request, budget: int, work: list[Work]) -> int:
         """The next chunk, whole or not at all; how many tokens that is."""
         total = len(request.token_ids)
-        end = min((request.computed // CHUNK + 1) * CHUNK, total)
+        end = min((request.computed // self.chunk + 1) * self.chunk, total)
         tokens = end - request.computed
         if tokens > budget:
             return 0

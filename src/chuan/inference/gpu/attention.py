@@ -11,27 +11,68 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from chuan.inference.gpu.chain import is_chained, wait_for_previous
+
 _LEAST_HEADS = 16  # what the matrix units take at least
 
 
-def normalise(x: Tensor, weight: Tensor, eps: float, planes: int) -> Tensor:
-    """RMSNorm of (M, W); its columns in `planes` planes (linears.py), 1 for as they are."""
-    out = torch.empty_like(x)
-    width = x.shape[1]
-    _normalise[(len(x),)](x, weight, out, width, eps, PLANES=planes, BLOCK=triton.next_power_of_2(width), num_warps=8)
-    return out
+def normalise(x: Tensor, parts: Tensor | None, weight: Tensor, eps: float, planes: int) -> tuple[Tensor, Tensor]:
+    """x (M, W) plus the sum of `parts` (S, M, W); and the RMSNorm of that, its columns in planes (linears.py)."""
+    rows, width = x.shape
+    total, out = x if parts is None else torch.empty_like(x), torch.empty_like(x)
+    _normalise[(rows,)](
+        x,
+        parts,
+        weight,
+        total,
+        out,
+        rows,
+        width,
+        eps,
+        PARTS=0 if parts is None else len(parts),
+        PLANES=planes,
+        BLOCK=triton.next_power_of_2(width),
+        CHAINED=is_chained(x.device),
+        num_warps=8,
+        launch_pdl=is_chained(x.device),
+    )
+    return total, out
 
 
 @triton.jit
-def _normalise(x, weight, out, width, eps, PLANES: tl.constexpr, BLOCK: tl.constexpr):
+def _normalise(
+    x,
+    parts,
+    weight,
+    total,
+    out,
+    rows,
+    width,
+    eps,
+    PARTS: tl.constexpr,
+    PLANES: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CHAINED: tl.constexpr,
+):
     row = tl.program_id(0)
     column = tl.arange(0, BLOCK)
     inside = column < width
+    factor = tl.load(weight + column, mask=inside, other=0.0)
+    if CHAINED:
+        wait_for_previous()
     values = tl.load(x + row * width + column, mask=inside, other=0.0).to(tl.float32)
+    if PARTS > 0:
+        for part in tl.static_range(PARTS):
+            values += tl.load(parts + (part * rows + row) * width + column, mask=inside, other=0.0).to(tl.float32)
+        rounded = values.to(total.dtype.element_ty)
+        tl.store(total + row * width + column, rounded, mask=inside)
+        values = rounded.to(tl.float32)
     scale = tl.rsqrt(tl.sum(values * values) / width + eps)
-    y = tl.load(weight + column, mask=inside, other=0.0) * (values * scale).to(out.dtype.element_ty)
-    place = (column % PLANES) * (width // PLANES) + column // PLANES
-    tl.store(out + row * width + place, y, mask=inside)
+    y = factor * (values * scale).to(out.dtype.element_ty)
+    # Turned here, where it costs less than writing every number by itself.
+    y = tl.trans(tl.reshape(y, (BLOCK // PLANES, PLANES)))
+    plane, word, words = tl.arange(0, PLANES), tl.arange(0, BLOCK // PLANES), width // PLANES
+    tl.store(out + row * width + plane[:, None] * words + word[None, :], y, mask=word[None, :] < words)
 
 
 def rotate_and_store(
@@ -56,7 +97,9 @@ def rotate_and_store(
         KV_HEADS=kv_heads,
         SIZE=size,
         BLOCK=triton.next_power_of_2(size // 2),
+        CHAINED=is_chained(qkv.device),
         num_warps=1,
+        launch_pdl=is_chained(qkv.device),
     )
     return queries
 
@@ -75,17 +118,20 @@ def _rotate_and_store(
     KV_HEADS: tl.constexpr,
     SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):
     row, head = tl.program_id(0), tl.program_id(1)
     half = SIZE // 2
     d = tl.arange(0, BLOCK)
     inside = d < half
+    slot = tl.load(slots + row * slot_stride).to(tl.int64)
+    c = tl.load(cos + row * SIZE + d, mask=inside, other=0.0)
+    s = tl.load(sin + row * SIZE + d, mask=inside, other=0.0)
+    if CHAINED:
+        wait_for_previous()
     source = qkv + (row * (HEADS + 2 * KV_HEADS) + head) * SIZE + d
     left, right = tl.load(source, mask=inside, other=0.0), tl.load(source + half, mask=inside, other=0.0)
-    slot = tl.load(slots + row * slot_stride).to(tl.int64)
     if head < HEADS + KV_HEADS:
-        c = tl.load(cos + row * SIZE + d, mask=inside, other=0.0)
-        s = tl.load(sin + row * SIZE + d, mask=inside, other=0.0)
         a, b = left.to(tl.float32), right.to(tl.float32)
         left, right = (a * c - b * s).to(left.dtype), (b * c + a * s).to(left.dtype)
     if head < HEADS:
@@ -111,7 +157,8 @@ def attend_pages(
     out = torch.empty_like(queries)
     parts = torch.empty(rows, heads, splits, size, dtype=torch.float32, device=queries.device) if splits > 1 else out
     logs = torch.empty(rows, heads, splits, dtype=torch.float32, device=queries.device) if splits > 1 else None
-    shape = {"HEADS": heads, "SIZE": size, "SPLITS": splits, "PLANES": planes}
+    chained = is_chained(queries.device)
+    shape = {"HEADS": heads, "SIZE": size, "SPLITS": splits, "PLANES": planes, "CHAINED": chained}
     _attend[(rows, kv_heads, splits)](
         queries,
         keys,
@@ -128,10 +175,13 @@ def attend_pages(
         BLOCK_H=max(_LEAST_HEADS, triton.next_power_of_2(heads // kv_heads)),
         BLOCK_D=max(16, triton.next_power_of_2(size)),
         num_warps=4,
+        launch_pdl=chained,
         **shape,
     )
     if splits > 1:
-        _join[(rows, heads)](parts, logs, out, BLOCK_D=triton.next_power_of_2(size), num_warps=1, **shape)
+        _join[(rows, heads)](
+            parts, logs, out, BLOCK_D=triton.next_power_of_2(size), num_warps=1, launch_pdl=chained, **shape
+        )
     return out
 
 
@@ -155,12 +205,15 @@ def _attend(
     SIZE: tl.constexpr,
     SPLITS: tl.constexpr,
     PLANES: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):
     """One row, the query heads of one key/value head, one part of the sequence: softmax as it goes (Milakov and
     Gimelshein 2018, https://arxiv.org/abs/1805.02867, algorithm 3)."""
     row, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     shared: tl.constexpr = HEADS // KV_HEADS
     length = tl.load(lengths + row * length_stride)
+    if CHAINED:
+        wait_for_previous()
     each = tl.cdiv(tl.cdiv(length, PAGE), SPLITS)
     h, d, t = tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_D), tl.arange(0, PAGE)
     head = kv_head * shared + h
@@ -194,7 +247,8 @@ def _attend(
         total = tl.dot(weight.to(value.dtype), value, total * before[:, None], input_precision="ieee")
         mass = mass * before + tl.sum(weight, axis=1)
         top = higher
-    total = total / tl.where(mass > 0, mass, 1.0)[:, None]
+    some = tl.where(mass > 0, mass, 1.0)
+    total = total / some[:, None]
     inside = (h[:, None] < shared) & (d[None, :] < SIZE)
     if SPLITS == 1:
         column = head[:, None] * SIZE + d[None, :]
@@ -203,7 +257,7 @@ def _attend(
     else:
         part = (row * HEADS + head) * SPLITS + split
         tl.store(parts + part[:, None] * SIZE + d[None, :], total, mask=inside)
-        tl.store(logs + part, tl.where(mass > 0, top + tl.log(mass), -float("inf")), mask=h < shared)
+        tl.store(logs + part, tl.where(mass > 0, top + tl.log(some), -float("inf")), mask=h < shared)
 
 
 @triton.jit
@@ -215,9 +269,12 @@ def _join(
     SIZE: tl.constexpr,
     SPLITS: tl.constexpr,
     PLANES: tl.constexpr,
+    CHAINED: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """The parts of a row and head, each weighed by what its softmax divided by."""
+    if CHAINED:
+        wait_for_previous()
     row, head = tl.program_id(0), tl.program_id(1)
     s, d = tl.arange(0, SPLITS), tl.arange(0, BLOCK_D)
     log = tl.load(logs + (row * HEADS + head) * SPLITS + s)

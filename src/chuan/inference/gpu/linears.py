@@ -15,12 +15,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from chuan.inference.gpu.chain import is_chained, wait_for_previous
 from chuan.quantization.int4 import Int4Linear
 from chuan.quantization.int8 import Int8Linear
 
 # Beyond so many rows a weight is better widened once, in memory, for the library's product.
 MOST_ROWS = 64
 _LEAST_ROWS = 16  # what the matrix units take at least
+_SPLITS = 4  # of the inputs, where a weight has too few outputs to keep a GPU busy
 
 
 def count_planes(linear: object) -> int:
@@ -28,51 +30,58 @@ def count_planes(linear: object) -> int:
     return 8 if isinstance(linear, Int4Linear) else 4 if isinstance(linear, Int8Linear) else 1
 
 
-def multiply(x: Tensor, linear: Int8Linear | Int4Linear, residual: Tensor | None = None, gated: bool = False) -> Tensor:
-    """(M, K), its columns in planes, by a weight (N, K) -> (M, N), plus `residual` (M, N).
+def multiply(x: Tensor, linear: Int8Linear | Int4Linear, gated: bool = False, parts: bool = False) -> Tensor:
+    """(M, K), its columns in planes, by a weight (N, K) -> (M, N).
 
-    With `gated` the first half of the outputs are gates of the other half: silu(gate) * up, (M, N / 2), in planes.
+    With `gated` the first half of the outputs are gates of the other half: silu(gate) * up, (M, N / 2), in planes. With
+    `parts` the inputs are shared out over more programs, where that is faster: (S, M, N) float32, still to be summed.
     """
     rows, planes = x.shape[0], count_planes(linear)
     made = linear.out_features // 2 if gated else linear.out_features
-    out = torch.empty(rows, made, dtype=x.dtype, device=x.device)
     if isinstance(linear, Int4Linear):
         words, share = linear.weight_packed, linear.group_size // planes
     else:
         words, share = linear.weight.view(torch.int32), 0
-    block_m, block_n, block_k, stages = _choose_blocks(rows)
-    _multiply[(triton.cdiv(made, block_n),)](
+    block_m, block_n, block_k, warps, stages = _choose_blocks(rows, planes, words.shape[1])
+    splits = _SPLITS if parts and rows > 1 else 1
+    shape, dtype = ((splits, rows, made), torch.float32) if parts else ((rows, made), x.dtype)
+    out = torch.empty(shape, dtype=dtype, device=x.device)
+    chained = is_chained(x.device)
+    _multiply[(triton.cdiv(made, block_n), splits)](
         x,
         words,
         linear.weight_scale,
         linear.bias,
-        residual,
         out,
         rows,
         made,
+        0x3F800000 if block_m == 1 else 0x4B000000,
         WORDS=words.shape[1],
         PLANES=planes,
         SHARE=share,
         GATED=gated,
+        SPLITS=splits,
         BLOCK_M=block_m,
         BLOCK_N=block_n,
         BLOCK_K=block_k,
         STAGES=stages,
-        num_warps=4,
+        CHAINED=chained,
+        num_warps=warps,
+        launch_pdl=chained,
     )
     return out
 
 
-def _choose_blocks(rows: int) -> tuple[int, int, int, int]:
-    """Rows, outputs and words of a block, and how many blocks are on their way: the fastest of some on an H100.
+def _choose_blocks(rows: int, planes: int, words: int) -> tuple[int, int, int, int, int]:
+    """Rows, outputs and words of a block, its warps, and how many are on their way: the fastest of some on an H100.
 
     Of one row the plain units do the few products while the words come; the matrix units take at least 16.
     """
     if rows == 1:
-        return 1, 8, 256, 3
+        return (1, 4, 512, 4, 1) if words <= 1024 else (1, 4, 128, 1, 3)
     if rows <= _LEAST_ROWS:
-        return _LEAST_ROWS, 32, 64, 3
-    return triton.next_power_of_2(rows), 64, 32, 2
+        return _LEAST_ROWS, 64, 64, 4, 3
+    return triton.next_power_of_2(rows), 64, 32, 4, 2 if planes == 8 else 3
 
 
 @triton.jit
@@ -81,120 +90,199 @@ def _multiply(
     weight,
     scale,
     bias,
-    residual,
     out,
     rows,
     made,
+    exponent,
     WORDS: tl.constexpr,
     PLANES: tl.constexpr,
     SHARE: tl.constexpr,
     GATED: tl.constexpr,
+    SPLITS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):
     """A block of outputs for all rows. WORDS are a row's of the weight, SHARE how many of them share a scale; 0 where a
-    row has one."""
+    row has one. `exponent` are the bits of 1 for one row, else of 2**23; as a constant in the code it would cost each
+    weight another instruction, because one instruction holds no two constants."""
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.arange(0, BLOCK_M)
-    total = _sum_products(x, weight, scale, n, m, rows, made, WORDS, PLANES, SHARE, BLOCK_M, BLOCK_N, BLOCK_K, STAGES)
+    EACH: tl.constexpr = (WORDS + BLOCK_K * SPLITS - 1) // (BLOCK_K * SPLITS) * BLOCK_K
+    first = tl.program_id(1) * EACH
+    words, size = _load_block(weight, scale, n, first, made, WORDS, PLANES, SHARE, BLOCK_K)
+    if CHAINED:
+        wait_for_previous()
+    total = _sum_products(
+        words, size, x, weight, scale, n, m, first, rows, made, exponent, WORDS, PLANES, SHARE, BLOCK_K, EACH, STAGES
+    )
     y = _finish(total, scale, bias, n, made, SHARE, out)
     if GATED:
         up, outputs = n + made, 2 * made
+        words, size = _load_block(weight, scale, up, first, outputs, WORDS, PLANES, SHARE, BLOCK_K)
         total = _sum_products(
-            x, weight, scale, up, m, rows, outputs, WORDS, PLANES, SHARE, BLOCK_M, BLOCK_N, BLOCK_K, STAGES
+            words,
+            size,
+            x,
+            weight,
+            scale,
+            up,
+            m,
+            first,
+            rows,
+            outputs,
+            exponent,
+            WORDS,
+            PLANES,
+            SHARE,
+            BLOCK_K,
+            EACH,
+            STAGES,
         )
         gate = y.to(tl.float32)
         y = (gate * tl.sigmoid(gate)).to(out.dtype.element_ty)
         y = y * _finish(total, scale, bias, up, outputs, SHARE, out)
-    inside = (n[:, None] < made) & (m[None, :] < rows)
     place = m[None, :] * made + n[:, None]
-    if residual is not None:
-        y += tl.load(residual + place, mask=inside, other=0.0)
     if GATED:
         place = m[None, :] * made + (n % PLANES * (made // PLANES) + n // PLANES)[:, None]
-    tl.store(out + place, y, mask=inside)
+    place += tl.program_id(1) * rows * made
+    tl.store(out + place, y, mask=(n[:, None] < made) & (m[None, :] < rows))
+
+
+@triton.jit
+def _load_block(
+    weight,
+    scale,
+    n,
+    start,
+    outputs,
+    WORDS: tl.constexpr,
+    PLANES: tl.constexpr,
+    SHARE: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Words (BLOCK_N, BLOCK_K) from `start` on, and the scales of their groups."""
+    k = start + tl.arange(0, BLOCK_K)
+    words = tl.load(
+        weight + n[:, None].to(tl.int64) * WORDS + k[None, :],
+        mask=(n[:, None] < outputs) & (k[None, :] < WORDS),
+        other=0,
+    )
+    if PLANES == 4:
+        words = words ^ -0x7F7F7F80  # all bits 0x80: from two's complement to a distance from -128
+    if SHARE > 0:
+        g = start // SHARE + tl.arange(0, BLOCK_K // SHARE)
+        known = (n[:, None] < outputs) & (g[None, :] < WORDS // SHARE)
+        size = tl.load(scale + n[:, None] * (WORDS // SHARE) + g[None, :], mask=known, other=0.0).to(tl.float32)
+    else:
+        size = 1.0
+    return words, size
 
 
 @triton.jit
 def _sum_products(
+    words,
+    size,
     x,
     weight,
     scale,
     n,
     m,
+    first,
     rows,
     outputs,
+    exponent,
     WORDS: tl.constexpr,
     PLANES: tl.constexpr,
     SHARE: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    EACH: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """(BLOCK_N, BLOCK_M) float32; with the scales of groups in it, without a row's."""
+    """(BLOCK_N, BLOCK_M) float32 over EACH words, with the scales of groups in it, without a row's.
+
+    The first block is there already. For one row each next one is on its way while one is multiplied; for several the
+    compiler does that.
+    """
+    BLOCK_N: tl.constexpr = n.shape[0]
+    BLOCK_M: tl.constexpr = m.shape[0]
     GROUPS: tl.constexpr = BLOCK_K // SHARE if SHARE > 0 else BLOCK_K
     total = tl.zeros((BLOCK_N, GROUPS if BLOCK_M == 1 else BLOCK_M), tl.float32)
-    for start in tl.range(0, WORDS, BLOCK_K, num_stages=STAGES):
+    for start in tl.range(first, first + EACH, BLOCK_K, num_stages=STAGES):
         k = start + tl.arange(0, BLOCK_K)
-        taken = (n[:, None] < outputs) & (k[None, :] < WORDS)
-        words = tl.load(weight + n[:, None].to(tl.int64) * WORDS + k[None, :], mask=taken, other=0)
-        if SHARE > 0:
-            g = start // SHARE + tl.arange(0, GROUPS)
-            place = n[:, None] * (WORDS // SHARE) + g[None, :]
-            size = tl.load(scale + place, mask=(n[:, None] < outputs) & (g[None, :] < WORDS // SHARE), other=0.0)
-            size = size.to(tl.float32)
         if BLOCK_M == 1:
-            part = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
-            for plane in tl.static_range(PLANES):
-                columns = tl.load(x + plane * WORDS + k, mask=k < WORDS, other=0.0).to(tl.float32)
-                part += _pick_plane(words, plane, PLANES) * (columns * _plane_size(plane, PLANES))[None, :]
+            next_words, next_size = _load_block(
+                weight, scale, n, start + BLOCK_K, outputs, WORDS, PLANES, SHARE, BLOCK_K
+            )
+        else:
+            words, size = _load_block(weight, scale, n, start, outputs, WORDS, PLANES, SHARE, BLOCK_K)
+        if BLOCK_M == 1:
+            part = _sum_row(x, words, k, exponent, WORDS, PLANES)
             if SHARE > 0:
                 part = tl.sum(tl.reshape(part, (BLOCK_N, GROUPS, SHARE)), axis=2) * size
             total += part
         else:
             for plane in tl.static_range(PLANES):
-                level = _pick_plane(words, plane, PLANES)
+                level, inverse = _pick_plane(words, plane, exponent, PLANES)
                 if SHARE > 0:
-                    factor = (size * _plane_size(plane, PLANES))[:, :, None]
-                    level = tl.reshape(tl.reshape(level, (BLOCK_N, GROUPS, SHARE)) * factor, (BLOCK_N, BLOCK_K))
+                    level = tl.reshape(level, (BLOCK_N, GROUPS, SHARE)) * (size * inverse)[:, :, None]
+                    level = tl.reshape(level, (BLOCK_N, BLOCK_K))
                 else:
-                    level = level * _plane_size(plane, PLANES)
+                    level = level * inverse
                 columns = tl.load(
                     x + m[None, :] * (WORDS * PLANES) + plane * WORDS + k[:, None],
                     mask=(m[None, :] < rows) & (k[:, None] < WORDS),
                     other=0.0,
                 )
                 total = tl.dot(level.to(columns.dtype), columns, total, input_precision="ieee")
+        if BLOCK_M == 1:
+            words, size = next_words, next_size
     if BLOCK_M == 1:
         total = tl.sum(total, axis=1)[:, None]
     return total
 
 
 @triton.jit
-def _pick_plane(words, plane: tl.constexpr, PLANES: tl.constexpr):
-    """What the words hold in a plane, as floats, times a power of two that `_plane_size` is the inverse of.
+def _sum_row(x, words, k, exponent, WORDS: tl.constexpr, PLANES: tl.constexpr):
+    """Products of words (BLOCK_N, BLOCK_K) and the one row of x, summed over planes.
 
-    The bits are put into the mantissa of 2**23 where they are: exact, and cheaper than shifts and conversions.
+    The bits of a plane are put into the upper end of the mantissa of 1: a shift, a mask, and no subtraction, since what
+    the ones add up to is the same for all outputs. At most 2**-14 of a level is lost, far less than x itself lacks.
     """
-    BITS: tl.constexpr = 32 // PLANES
-    shift: tl.constexpr = plane % (PLANES // 2) * BITS
-    zero: tl.constexpr = 1 << (BITS - 1 + shift)
-    if plane >= PLANES // 2:
-        words = words >> 16
-    found = words & (((1 << BITS) - 1) << shift)
-    if BITS == 8:  # in two's complement
-        found = found ^ (0x4B000000 | zero)
-    else:
-        found = found | 0x4B000000
-    return found.to(tl.float32, bitcast=True) - (8388608.0 + zero)
+    part = tl.zeros(words.shape, tl.float32)
+    ones = tl.zeros(k.shape, tl.float32)
+    for plane in tl.static_range(PLANES):
+        columns = tl.load(x + plane * WORDS + k, mask=k < WORDS, other=0.0).to(tl.float32)
+        level, one = _spread_plane(words, plane, exponent, PLANES)
+        part += level * (columns * one)[None, :]
+        ones += columns * (one + (8 if PLANES == 8 else 128))
+    return part - ones[None, :]
 
 
 @triton.jit
-def _plane_size(plane: tl.constexpr, PLANES: tl.constexpr):
-    return 1.0 / (1 << (plane % (PLANES // 2) * (32 // PLANES)))
+def _spread_plane(words, plane: tl.constexpr, exponent, PLANES: tl.constexpr):
+    """1 and what the words hold in a plane, as a fraction; and what to multiply by, to have it whole."""
+    BITS: tl.constexpr = 32 // PLANES
+    place: tl.constexpr = 19 if PLANES == 8 and plane % 2 == 1 else 15
+    shift: tl.constexpr = place - BITS * plane
+    moved = words << shift if shift > 0 else words >> -shift
+    level = (moved & (((1 << BITS) - 1) << place) | exponent).to(tl.float32, bitcast=True)
+    return level, float(1 << (23 - place))
+
+
+@triton.jit
+def _pick_plane(words, plane: tl.constexpr, exponent, PLANES: tl.constexpr):
+    """What the words hold in a plane times a power of two, exactly, and the inverse of that.
+
+    The bits are put into the mantissa of 2**23 where they are, which is cheaper than a conversion.
+    """
+    BITS: tl.constexpr = 32 // PLANES
+    shift: tl.constexpr = plane % (PLANES // 2) * BITS
+    moved = words if plane < PLANES // 2 else words >> 16
+    level = (moved & (((1 << BITS) - 1) << shift) | exponent).to(tl.float32, bitcast=True)
+    return level - (8388608.0 + (1 << (BITS - 1 + shift))), 1.0 / (1 << shift)
 
 
 @triton.jit
@@ -204,7 +292,8 @@ def _finish(total, scale, bias, n, outputs, SHARE: tl.constexpr, out):
         total *= tl.load(scale + n, mask=n < outputs, other=0.0)[:, None].to(tl.float32)
     y = total.to(out.dtype.element_ty)
     if bias is not None:
-        y += tl.load(bias + n, mask=n < outputs, other=0.0)[:, None].to(y.dtype)
+        once = (n < outputs) & (tl.program_id(1) == 0)
+        y += tl.load(bias + n, mask=once, other=0.0)[:, None].to(y.dtype)
     return y
 
 

@@ -24,8 +24,8 @@ from chuan.model.paged_cache import PagedCache
 from chuan.quantization.int4 import Int4Linear
 from chuan.quantization.int8 import Int8Linear
 
-# A sequence is read by one more program for each so many pages.
-_SPLIT_PAGES = 8
+# A sequence is read by one more program for each so many pages, up to a limit.
+_SPLIT_PAGES, _MOST_SPLITS = 2, 32
 # What a row brings along: its id, position, slot, and how many tokens it attends to; then its pages.
 _FIELDS = 4
 
@@ -37,6 +37,8 @@ class GpuRunner(TorchRunner):
 
     Of each layer it joins q, k and v, and gate and up; the decoder's own layers become views of what is joined.
     """
+
+    chunk = 2048  # below, launching the plain decoder's kernels takes longer than they do
 
     def __init__(self, decoder: Decoder, page_count: int) -> None:
         super().__init__(decoder, page_count)
@@ -63,7 +65,7 @@ class GpuRunner(TorchRunner):
         token_ids, _, kept = lay_out(pieces)
         pages = max(count_pages(piece.past + len(piece.token_ids)) for piece in pieces)
         rows = _round_up(len(token_ids))
-        splits = _round_up(-(-pages // _SPLIT_PAGES))
+        splits = min(_MOST_SPLITS, _round_up(-(-pages // _SPLIT_PAGES)))
         batch = np.zeros((rows, _FIELDS + count_pages(self.config.context_length)), np.int32)
         batch[:, 2] = self.page_count * PAGE
         row = 0
@@ -103,15 +105,19 @@ class GpuRunner(TorchRunner):
         x = decoder.model.embed_tokens.weight[batch[:, 0]]
         cos, sin = (table[0, 0] for table in decoder.rope.cos_sin(batch[None, :, 1]))
         slots, lengths, pages = batch[:, 2], batch[:, 3], batch[:, _FIELDS:]
+        parts: Tensor | None = None  # what is to be added to x
         for layer, keys, values in zip(self._layers, cache.keys, cache.values, strict=True):
-            qkv = layer.qkv(normalise(x, layer.input_norm.weight, layer.input_norm.eps, layer.qkv.planes))
-            queries = rotate_and_store(qkv, cos, sin, slots, keys, values, self.config.num_attention_heads)
-            seen = attend_pages(queries, keys, values, lengths, pages, PAGE, splits, layer.o.planes)
-            x = layer.o(seen, x)
-            hidden = normalise(x, layer.post_norm.weight, layer.post_norm.eps, layer.gate_up.planes)
-            x = layer.down(layer.gate_up(hidden, gated=True), x)
-        norm = decoder.model.norm
-        return F.linear(normalise(x, norm.weight, norm.eps, 1), decoder.lm_head.weight)
+            x, hidden = normalise(x, parts, layer.input_norm.weight, layer.input_norm.eps, layer.qkv.planes)
+            queries = rotate_and_store(
+                layer.qkv(hidden), cos, sin, slots, keys, values, self.config.num_attention_heads
+            )
+            parts = layer.o(
+                attend_pages(queries, keys, values, lengths, pages, PAGE, splits, layer.o.planes), parts=True
+            )
+            x, hidden = normalise(x, parts, layer.post_norm.weight, layer.post_norm.eps, layer.gate_up.planes)
+            parts = layer.down(layer.gate_up(hidden, gated=True), parts=True)
+        _, hidden = normalise(x, parts, decoder.model.norm.weight, decoder.model.norm.eps, 1)
+        return F.linear(hidden, decoder.lm_head.weight)
 
 
 class _Layer:
@@ -146,14 +152,15 @@ class _Joined:
             parent.set_submodule(name, _view(self.linear, slice(first, last), part.bias))
             first = last
 
-    def __call__(self, x: Tensor, residual: Tensor | None = None, gated: bool = False) -> Tensor:
+    def __call__(self, x: Tensor, gated: bool = False, parts: bool = False) -> Tensor:
+        """As `multiply`."""
         if not isinstance(self.linear, nn.Linear):
-            return multiply(x, self.linear, residual, gated)
+            return multiply(x, self.linear, gated, parts)
         y: Tensor = self.linear(x)
         if gated:
             gate, up = y.chunk(2, dim=-1)
             y = F.silu(gate) * up
-        return y if residual is None else y + residual
+        return y[None] if parts else y
 
 
 def _is_whole(linear: nn.Module) -> bool:
