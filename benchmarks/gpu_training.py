@@ -139,8 +139,10 @@ def measure(recipe: PretrainRecipe, steps: int, documents: int) -> dict[str, Any
 
 
 def find_type(name: str) -> Gpu | None:
-    """The GPU's data sheet: "NVIDIA H200" -> that of h200."""
-    return next((gpu for known, gpu in GPUS.items() if known.split("-")[0] in name.lower()), None)
+    """The GPU's data sheet: "NVIDIA H200" -> that of h200; none for cards of a slower form."""
+    words = name.lower().replace("-", " ").split()
+    known = (gpu for known, gpu in GPUS.items() if known.split("-")[0] in words)
+    return None if "pcie" in words else next(known, None)
 
 
 def report(found: dict[str, Any], recipe: PretrainRecipe, gpu: Gpu | None, mfu: float) -> None:

@@ -5,11 +5,11 @@ import importlib
 import pytest
 import torch
 
-from chuan.inference.pages import PAGE, count_pages
+from chuan.inference.pages import count_pages
 from chuan.inference.runner import Piece, TorchRunner
 from chuan.model.config import ModelConfig
 from chuan.model.decoder import Decoder
-from chuan.quantization.int4 import Int4Linear
+from chuan.quantization.int4 import Int4Linear, quantize_groups
 from chuan.quantization.int8 import Int8Linear
 from chuan.quantization.methods import apply_quantization
 
@@ -34,9 +34,20 @@ def test_products(kind: type, rows: int, outputs: int, width: int):
     given = arrange(x, 8 if kind is Int4Linear else 4)
     exactness = {"rtol": 1e-5, "atol": 1e-3 if rows == 1 else 1e-4}
     torch.testing.assert_close(linears.multiply(given, linear).double(), expected, **exactness)
-    parts = linears.multiply(given, linear, parts=True)
+    parts = linears.multiply_in_parts(given, linear)
     assert len(parts) == (1 if rows == 1 else 4)
     torch.testing.assert_close(parts.double().sum(0), expected, **exactness)
+
+
+@pytest.mark.parametrize("group", [32, 64, 128])
+@pytest.mark.parametrize("rows", [1, 5])
+def test_groups_and_widening(rows: int, group: int):
+    torch.manual_seed(0)
+    linear = Int4Linear(*quantize_groups(torch.randn(24, 384), group), 384)
+    x = torch.randn(rows, 384)
+    y = linears.multiply(arrange(x, 8), linear)
+    torch.testing.assert_close(y, x @ linear.dequantize().T, rtol=1e-5, atol=1e-3)
+    assert torch.equal(linears.widen(linear, torch.float32), linear.dequantize())
 
 
 def build_decoder(bits: int, **changes) -> Decoder:
@@ -87,17 +98,21 @@ def test_a_runner_gives_what_the_plain_one_gives(monkeypatch, bits: int, changes
     pages = {"long": list(range(14)), "short": [20, 17]}
     steps = [
         [Piece(ids[:700], 0, pages["long"][: count_pages(700)], 1)],  # many rows: the plain way
-        [Piece(ids[700:705], 700, pages["long"][:12], 5), Piece(ids[:64], 0, pages["short"][:1], 0)],
-        [Piece(ids[705:706], 705, pages["long"][:12], 1), Piece(ids[64:66], 64, pages["short"], 2)],
+        [Piece(ids[700:705], 700, pages["long"][:12], 5), Piece(ids[:59], 0, pages["short"][:1], 0)],  # 64
+        [Piece(ids[705:706], 705, pages["long"][:12], 1), Piece(ids[59:66], 59, pages["short"], 7)],
         [Piece(ids[66:67], 66, pages["short"], 1)],
+        [Piece(ids[67:69], 67, pages["short"], 0)],
     ]
+    few = []
+    run_few = GpuRunner._run_few
+    monkeypatch.setattr(GpuRunner, "_run_few", lambda self, pieces: few.append(pieces) or run_few(self, pieces))
     for pieces in steps:
         torch.testing.assert_close(ours.run(pieces), plain.run(pieces), rtol=1e-4, atol=1e-3)
+    assert few == steps[1:]
     for runner in (plain, ours):
         runner.copy_page(20, 21)
-    last = [Piece(ids[67:68], 67, [21, 17], 1)]
+    last = [Piece(ids[69:70], 69, [21, 17], 1)]
     torch.testing.assert_close(ours.run(last), plain.run(last), rtol=1e-4, atol=1e-3)
-    assert PAGE * 24 > 1000
 
 
 def test_the_decoder_keeps_its_weights():
@@ -109,6 +124,22 @@ def test_the_decoder_keeps_its_weights():
         assert before.keys() == after.keys()
         for name, tensor in before.items():
             torch.testing.assert_close(after[name], tensor, rtol=0, atol=0)
+
+
+def test_a_runner_of_a_joined_decoder_and_what_is_written_of_it():
+    decoder = build_decoder(4)
+    GpuRunner(decoder, 8)
+    assert GpuRunner.takes(decoder)
+    assert type(decoder.model.layers[0].mlp.up_proj.take_rows(slice(8, 24))) is Int4Linear
+    x = torch.randn(3, 64)
+    expected = build_decoder(4).model.layers[0].mlp(x)
+    torch.testing.assert_close(decoder.model.layers[0].mlp(x), expected, rtol=0, atol=0)
+
+
+def test_what_is_trained_stays_where_it_is():
+    decoder = build_decoder(16)
+    decoder.lm_head.weight.requires_grad_(True)
+    assert not GpuRunner.takes(decoder)
 
 
 def test_what_the_kernels_do_not_know_is_left_to_the_plain_runner():

@@ -23,3 +23,10 @@ def test_clipping_is_torchs(limit):
     assert norm == pytest.approx(float(expected), rel=1e-6)
     for mine, other in zip(ours, theirs, strict=False):
         torch.testing.assert_close(mine.grad, other.grad, rtol=1e-5, atol=0)
+
+
+def test_a_large_gradient_is_summed_exactly():
+    large = nn.Parameter(torch.zeros(1 << 25))
+    large.grad = torch.ones_like(large)
+    with join_ranks(ParallelSettings(), "cpu"):
+        assert clip_gradients([large], 1e9) == pytest.approx(2**12.5, rel=1e-9)

@@ -117,6 +117,7 @@ def run_bench(
         room = model.engine.context_length
         if longest > room:
             raise ChuanError(f"{longest} tokens do not fit a context of {room}; lower --prompt-tokens or --new-tokens")
+        weight = model.decoder.model.embed_tokens.weight
         progress("first token")
         first = measure_prefill(model, 1).seconds
         progress(f"prefill, {prompt_tokens} tokens")
@@ -125,10 +126,10 @@ def run_bench(
         speeds = [sorted(runs, key=lambda run: run.seconds)[_REPEATS // 2]]
         for count in sequences:
             progress(f"decode, {count} together")
-            measure_decode(model, CONTEXT, 2, count)  # likewise
+            if weight.device.type == "cuda":  # where lengths and counts have graphs of their own
+                measure_decode(model, CONTEXT, new_tokens, count)
             speeds.append(measure_decode(model, CONTEXT, new_tokens, count))
     progress("the machine's limits")
-    weight = model.decoder.model.embed_tokens.weight
     return BenchResult(
         model=name,
         device=str(weight.device),

@@ -32,7 +32,7 @@ def build_runner(decoder: Decoder) -> Runner:
     if kernels is not None and weight.device.type == "cpu" and NativeRunner.takes(decoder):
         return NativeRunner(decoder, kernels, choose_page_count(decoder.config, torch.bfloat16, weight.device))
     page_count = choose_page_count(decoder.config, weight.dtype, weight.device)
-    if weight.device.type == "cuda" and _compiles_for(weight.device):
+    if weight.device.type == "cuda" and weight.dtype.itemsize == 2 and _compiles_for(weight.device):
         # By name: it imports Triton, which comes with torch for GPUs alone.
         gpu = importlib.import_module("chuan.inference.gpu.runner")
         if gpu.GpuRunner.takes(decoder):
@@ -42,10 +42,10 @@ def build_runner(decoder: Decoder) -> Runner:
 
 
 def _compiles_for(device: torch.device) -> bool:
-    """Whether Triton can make kernels for a GPU: it wants one of Ampere's generation or later, and a C compiler."""
+    """Whether Triton can make the kernels: it wants an NVIDIA GPU, Ampere or later, and a C compiler."""
     compilers = (os.environ.get("CC"), "gcc", "clang")
     found = any(shutil.which(compiler) for compiler in compilers if compiler)
-    recent = torch.cuda.get_device_capability(device) >= (8, 0)
+    recent = torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
     return found and recent and importlib.util.find_spec("triton") is not None
 
 

@@ -104,8 +104,10 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> float:
     """
     grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
     world = dist.get_world_size()
-    # Norms of each in float32 read the gradients once; their squares in float64 would be written out first.
-    norms = torch.stack(torch._foreach_norm([_local(grad) for grad in grads], dtype=torch.float32)).double()
+    # A CPU sums one number after the other, which float32 is too small for; a GPU sums many in a tree, and is slow in
+    # float64.
+    exact = torch.float32 if _local(grads[0]).is_cuda else torch.float64
+    norms = torch.stack(torch._foreach_norm([_local(grad) for grad in grads], dtype=exact)).double()
     shares = torch.tensor([_count_shards(grad) / world for grad in grads], dtype=torch.float64)
     squares = (norms.square() * shares.to(norms.device)).sum()
     dist.all_reduce(squares)

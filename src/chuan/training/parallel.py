@@ -161,10 +161,7 @@ def apply_sharding(model: LanguageModelLoss, mesh: DeviceMesh, compute_dtype: to
     """FSDP2 (https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html): a layer at a time is whole.
 
     Weights and their gradients stay in float32, copies for computing are in `compute_dtype`. With several replicas this
-    is HSDP. One rank alone shards nothing and still copies: 46 bytes a weight and part of a batch, which is 26 % of
-    what 4,096 tokens take to compute on an H200 and 3 % of what 32,768 take. Keeping a layer's copy from the way
-    forward to the way back would save 10 of them for 2 bytes a weight, and summing gradients apart 16 for 4 bytes;
-    more rows at a time save more for the same memory, so nothing is special about one rank.
+    is HSDP. Nothing is special about one rank (docs/log.md).
     """
     data = mesh["replica", "shard"] if mesh["replica"].size() > 1 else mesh["shard"]
     # The angles of the rotary embedding stay in float32.

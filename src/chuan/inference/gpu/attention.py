@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from chuan.inference.gpu.chain import is_chained, wait_for_previous
+from chuan.inference.gpu.linears import find_place
 
 _LEAST_HEADS = 16  # what the matrix units take at least
 
@@ -252,7 +253,7 @@ def _attend(
     inside = (h[:, None] < shared) & (d[None, :] < SIZE)
     if SPLITS == 1:
         column = head[:, None] * SIZE + d[None, :]
-        place = row * HEADS * SIZE + (column % PLANES) * (HEADS * SIZE // PLANES) + column // PLANES
+        place = row * HEADS * SIZE + find_place(column, HEADS * SIZE, PLANES)
         tl.store(parts + place, total.to(parts.dtype.element_ty), mask=inside)
     else:
         part = (row * HEADS + head) * SPLITS + split
@@ -285,5 +286,5 @@ def _join(
     )
     y = tl.sum(part * share[:, None], axis=0) / tl.where(mass > 0, mass, 1.0)
     column = head * SIZE + d
-    place = row * HEADS * SIZE + (column % PLANES) * (HEADS * SIZE // PLANES) + column // PLANES
+    place = row * HEADS * SIZE + find_place(column, HEADS * SIZE, PLANES)
     tl.store(out + place, y.to(out.dtype.element_ty), mask=d < SIZE)

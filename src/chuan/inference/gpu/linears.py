@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from chuan.inference.gpu.chain import is_chained, wait_for_previous
+from chuan.inference.gpu.chain import is_chained, on_device, wait_for_previous
 from chuan.quantization.int4 import Int4Linear
 from chuan.quantization.int8 import Int8Linear
 
@@ -30,12 +30,23 @@ def count_planes(linear: object) -> int:
     return 8 if isinstance(linear, Int4Linear) else 4 if isinstance(linear, Int8Linear) else 1
 
 
-def multiply(x: Tensor, linear: Int8Linear | Int4Linear, gated: bool = False, parts: bool = False) -> Tensor:
-    """(M, K), its columns in planes, by a weight (N, K) -> (M, N).
+def multiply(x: Tensor, linear: Int8Linear | Int4Linear) -> Tensor:
+    """(M, K), its columns in planes, by a weight (N, K) -> (M, N)."""
+    return _launch(x, linear, gated=False, split=False)
 
-    With `gated` the first half of the outputs are gates of the other half: silu(gate) * up, (M, N / 2), in planes. With
-    `parts` the inputs are shared out over more programs, where that is faster: (S, M, N) float32, still to be summed.
-    """
+
+def multiply_gated(x: Tensor, linear: Int8Linear | Int4Linear) -> Tensor:
+    """As `multiply`, where the first half of the outputs are gates of the other: silu(gate) * up, (M, N / 2), in
+    planes."""
+    return _launch(x, linear, gated=True, split=False)
+
+
+def multiply_in_parts(x: Tensor, linear: Int8Linear | Int4Linear) -> Tensor:
+    """As `multiply`, but still to be summed, (S, M, N) float32: S programs share out the inputs of an output."""
+    return _launch(x, linear, gated=False, split=True)
+
+
+def _launch(x: Tensor, linear: Int8Linear | Int4Linear, gated: bool, split: bool) -> Tensor:
     rows, planes = x.shape[0], count_planes(linear)
     made = linear.out_features // 2 if gated else linear.out_features
     if isinstance(linear, Int4Linear):
@@ -43,8 +54,8 @@ def multiply(x: Tensor, linear: Int8Linear | Int4Linear, gated: bool = False, pa
     else:
         words, share = linear.weight.view(torch.int32), 0
     block_m, block_n, block_k, warps, stages = _choose_blocks(rows, planes, words.shape[1])
-    splits = _SPLITS if parts and rows > 1 else 1
-    shape, dtype = ((splits, rows, made), torch.float32) if parts else ((rows, made), x.dtype)
+    splits = _SPLITS if split and rows > 1 else 1
+    shape, dtype = ((splits, rows, made), torch.float32) if split else ((rows, made), x.dtype)
     out = torch.empty(shape, dtype=dtype, device=x.device)
     chained = is_chained(x.device)
     _multiply[(triton.cdiv(made, block_n), splits)](
@@ -106,8 +117,11 @@ def _multiply(
     CHAINED: tl.constexpr,
 ):
     """A block of outputs for all rows. WORDS are a row's of the weight, SHARE how many of them share a scale; 0 where a
-    row has one. `exponent` are the bits of 1 for one row, else of 2**23; as a constant in the code it would cost each
-    weight another instruction, because one instruction holds no two constants."""
+    row has one.
+
+    `exponent` are the bits of 1.0 for one row, of 2.0**23 for several: what levels are put into to become floats. It is
+    an argument, because an instruction holds one constant, and that is the mask of the levels.
+    """
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.arange(0, BLOCK_M)
     EACH: tl.constexpr = (WORDS + BLOCK_K * SPLITS - 1) // (BLOCK_K * SPLITS) * BLOCK_K
@@ -144,11 +158,16 @@ def _multiply(
         gate = y.to(tl.float32)
         y = (gate * tl.sigmoid(gate)).to(out.dtype.element_ty)
         y = y * _finish(total, scale, bias, up, outputs, SHARE, out)
-    place = m[None, :] * made + n[:, None]
-    if GATED:
-        place = m[None, :] * made + (n % PLANES * (made // PLANES) + n // PLANES)[:, None]
+    column = find_place(n, made, PLANES) if GATED else n
+    place = m[None, :] * made + column[:, None]
     place += tl.program_id(1) * rows * made
     tl.store(out + place, y, mask=(n[:, None] < made) & (m[None, :] < rows))
+
+
+@triton.jit
+def find_place(column, width, PLANES: tl.constexpr):
+    """Where a column lies among the `width` of a row, in planes."""
+    return column % PLANES * (width // PLANES) + column // PLANES
 
 
 @triton.jit
@@ -203,8 +222,8 @@ def _sum_products(
 ):
     """(BLOCK_N, BLOCK_M) float32 over EACH words, with the scales of groups in it, without a row's.
 
-    The first block is there already. For one row each next one is on its way while one is multiplied; for several the
-    compiler does that.
+    For one row the first block is there already, and each next one is on its way while one is multiplied; for several
+    rows the compiler sees to that.
     """
     BLOCK_N: tl.constexpr = n.shape[0]
     BLOCK_M: tl.constexpr = m.shape[0]
@@ -249,7 +268,7 @@ def _sum_row(x, words, k, exponent, WORDS: tl.constexpr, PLANES: tl.constexpr):
     """Products of words (BLOCK_N, BLOCK_K) and the one row of x, summed over planes.
 
     The bits of a plane are put into the upper end of the mantissa of 1: a shift, a mask, and no subtraction, since what
-    the ones add up to is the same for all outputs. At most 2**-14 of a level is lost, far less than x itself lacks.
+    the ones add up to is the same for all outputs. At most 2**-14 of a level is lost, less than 16-bit numbers lack.
     """
     part = tl.zeros(words.shape, tl.float32)
     ones = tl.zeros(k.shape, tl.float32)
@@ -298,15 +317,26 @@ def _finish(total, scale, bias, n, outputs, SHARE: tl.constexpr, out):
 
 
 class WideInt4Linear(Int4Linear):
-    """An `Int4Linear` on a GPU that is widened in one pass over memory, for many rows."""
+    """An `Int4Linear` that, while it is on a GPU, is widened in one pass over memory, for many rows."""
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = torch.empty(self.out_features, self.in_features, dtype=x.dtype, device=x.device)
-        words, group = self.in_features // 8, self.group_size // 8
-        _widen[(self.out_features,)](
-            self.weight_packed, self.weight_scale, weight, words, group, BLOCK=triton.next_power_of_2(words)
+        if not x.is_cuda:
+            return super().forward(x)
+        return F.linear(x, widen(self, x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+    def take_rows(self, rows: slice) -> Int4Linear:  # type: ignore[override]
+        return Int4Linear(self.weight_packed[rows], self.weight_scale[rows], self.in_features)
+
+
+def widen(linear: Int4Linear, dtype: torch.dtype) -> Tensor:
+    """The weight (N, K) that is meant."""
+    weight = torch.empty(linear.out_features, linear.in_features, dtype=dtype, device=linear.weight_packed.device)
+    words, group = linear.in_features // 8, linear.group_size // 8
+    with on_device(weight.device):
+        _widen[(linear.out_features,)](
+            linear.weight_packed, linear.weight_scale, weight, words, group, BLOCK=triton.next_power_of_2(words)
         )
-        return F.linear(x, weight, None if self.bias is None else self.bias.to(x.dtype))
+    return weight
 
 
 @triton.jit

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,7 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chuan.inference.gpu.attention import attend_pages, normalise, rotate_and_store
-from chuan.inference.gpu.linears import MOST_ROWS, WideInt4Linear, count_planes, multiply
+from chuan.inference.gpu.chain import on_device
+from chuan.inference.gpu.linears import (
+    MOST_ROWS,
+    WideInt4Linear,
+    count_planes,
+    multiply,
+    multiply_gated,
+    multiply_in_parts,
+)
 from chuan.inference.pages import PAGE, count_pages
 from chuan.inference.runner import Piece, TorchRunner, lay_out
 from chuan.model.decoder import Decoder, DecoderLayer
@@ -26,8 +34,8 @@ from chuan.quantization.int8 import Int8Linear
 
 # A sequence is read by one more program for each so many pages, up to a limit.
 _SPLIT_PAGES, _MOST_SPLITS = 2, 32
-# What a row brings along: its id, position, slot, and how many tokens it attends to; then its pages.
-_FIELDS = 4
+# What a row of a batch brings along, in columns: how many tokens it attends to is its length. Then come its pages.
+_ID, _POSITION, _SLOT, _LENGTH, _PAGES = range(5)
 
 _Linear = nn.Linear | Int8Linear | Int4Linear
 
@@ -38,7 +46,7 @@ class GpuRunner(TorchRunner):
     Of each layer it joins q, k and v, and gate and up; the decoder's own layers become views of what is joined.
     """
 
-    chunk = 2048  # below, launching the plain decoder's kernels takes longer than they do
+    chunk = 1024  # below, launching the plain decoder's kernels takes longer than they do
 
     def __init__(self, decoder: Decoder, page_count: int) -> None:
         super().__init__(decoder, page_count)
@@ -46,15 +54,20 @@ class GpuRunner(TorchRunner):
         weight = decoder.model.embed_tokens.weight
         # The last page takes what rows that fill up a batch write.
         self._cache = PagedCache(self.config, page_count + 1, PAGE, weight.dtype, weight.device)
-        self._batches: dict[tuple[int, int], Callable[[Tensor], Tensor]] = {}
+        self._graphs: dict[tuple[int, int], Callable[[Tensor], Tensor]] = {}
+        # One graph runs at a time, so that all can use the same memory.
+        self._capture: dict[str, Any] = {}
 
     @staticmethod
     def takes(decoder: Decoder) -> bool:
-        """Whether the kernels know all linears of the layers, and the angles do not depend on who is in the batch."""
+        """Whether the kernels know all linears of the layers, and the angles do not depend on who is in the batch.
+
+        Weights that are trained stay where their optimizer knows them.
+        """
         scaling = decoder.config.rope_scaling
-        return all(_Layer.takes(layer) for layer in decoder.model.layers) and (
-            scaling is None or scaling.rope_type != "dynamic"
-        )
+        fixed = scaling is None or scaling.rope_type != "dynamic"
+        trained = any(parameter.requires_grad for parameter in decoder.parameters())
+        return fixed and not trained and all(_Layer.takes(layer) for layer in decoder.model.layers)
 
     def run(self, pieces: Sequence[Piece]) -> Tensor:
         rows = sum(len(piece.token_ids) for piece in pieces)
@@ -66,30 +79,35 @@ class GpuRunner(TorchRunner):
         pages = max(count_pages(piece.past + len(piece.token_ids)) for piece in pieces)
         rows = _round_up(len(token_ids))
         splits = min(_MOST_SPLITS, _round_up(-(-pages // _SPLIT_PAGES)))
-        batch = np.zeros((rows, _FIELDS + count_pages(self.config.context_length)), np.int32)
-        batch[:, 2] = self.page_count * PAGE
+        batch = np.zeros((rows, _PAGES + count_pages(self.config.context_length)), np.int32)
+        batch[:, _SLOT] = self.page_count * PAGE
         row = 0
         for piece in pieces:
             for position in range(piece.past, piece.past + len(piece.token_ids)):
                 slot = piece.pages[position // PAGE] * PAGE + position % PAGE
-                batch[row, :_FIELDS] = token_ids[row], position, slot, position + 1
-                batch[row, _FIELDS : _FIELDS + len(piece.pages)] = piece.pages
+                batch[row, :_PAGES] = token_ids[row], position, slot, position + 1
+                batch[row, _PAGES : _PAGES + len(piece.pages)] = piece.pages
                 row += 1
-        run = self._batches.get((rows, splits))
+        run = self._graphs.get((rows, splits))
         if run is None:
-            run = self._batches[rows, splits] = self._prepare(rows, splits, batch.shape[1])
+            run = self._graphs[rows, splits] = self._prepare(rows, splits, batch.shape[1])
         logits = run(torch.from_numpy(batch))
         return logits[kept].float().cpu() if len(kept) < rows else logits.float().cpu()
 
     def _prepare(self, rows: int, splits: int, columns: int) -> Callable[[Tensor], Tensor]:
         """A pass of so many rows, captured."""
-        batch = torch.zeros(rows, columns, dtype=torch.int32, device=self._decoder.lm_head.weight.device)
-        batch[:, 2] = self.page_count * PAGE
+        device = self._decoder.model.embed_tokens.weight.device
+        batch = torch.zeros(rows, columns, dtype=torch.int32, device=device)
+        batch[:, _SLOT] = self.page_count * PAGE
         compute = functools.partial(self._compute, batch, splits)
-        compute()  # what is compiled at first use must not be captured
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            logits = compute()
+        with on_device(device):
+            compute()  # what is compiled at first use must not be captured
+            if not self._capture:
+                self._capture = {"pool": torch.cuda.graph_pool_handle(), "stream": torch.cuda.Stream(device)}
+            # Other threads may go on with models of their own meanwhile.
+            with torch.cuda.graph(graph, **self._capture, capture_error_mode="thread_local"):
+                logits = compute()
 
         def run(given: Tensor) -> Tensor:
             batch.copy_(given)
@@ -102,22 +120,22 @@ class GpuRunner(TorchRunner):
         """(M, 4 + P) ids, positions, slots, lengths, pages -> (M, V) logits of every row."""
         decoder, cache = self._decoder, self._cache
         assert cache is not None
-        x = decoder.model.embed_tokens.weight[batch[:, 0]]
-        cos, sin = (table[0, 0] for table in decoder.rope.cos_sin(batch[None, :, 1]))
-        slots, lengths, pages = batch[:, 2], batch[:, 3], batch[:, _FIELDS:]
-        parts: Tensor | None = None  # what is to be added to x
+        x: Tensor = decoder.model.embed_tokens(batch[:, _ID])
+        cos, sin = (table[0, 0] for table in decoder.rope.cos_sin(batch[None, :, _POSITION]))
+        slots, lengths, pages = batch[:, _SLOT], batch[:, _LENGTH], batch[:, _PAGES:]
+        parts: Tensor | None = None  # of what is to be added to x
         for layer, keys, values in zip(self._layers, cache.keys, cache.values, strict=True):
             x, hidden = normalise(x, parts, layer.input_norm.weight, layer.input_norm.eps, layer.qkv.planes)
             queries = rotate_and_store(
-                layer.qkv(hidden), cos, sin, slots, keys, values, self.config.num_attention_heads
+                layer.qkv.run(hidden), cos, sin, slots, keys, values, self.config.num_attention_heads
             )
-            parts = layer.o(
-                attend_pages(queries, keys, values, lengths, pages, PAGE, splits, layer.o.planes), parts=True
-            )
+            seen = attend_pages(queries, keys, values, lengths, pages, PAGE, splits, layer.o.planes)
+            parts = layer.o.run_in_parts(seen)
             x, hidden = normalise(x, parts, layer.post_norm.weight, layer.post_norm.eps, layer.gate_up.planes)
-            parts = layer.down(layer.gate_up(hidden, gated=True), parts=True)
+            parts = layer.down.run_in_parts(layer.gate_up.run_gated(hidden))
         _, hidden = normalise(x, parts, decoder.model.norm.weight, decoder.model.norm.eps, 1)
-        return F.linear(hidden, decoder.lm_head.weight)
+        logits: Tensor = decoder.lm_head(hidden)
+        return logits
 
 
 class _Layer:
@@ -135,8 +153,10 @@ class _Layer:
     def takes(layer: nn.Module) -> bool:
         """Whether all linears are of one kind that the kernels know."""
         found = [module for name, module in layer.named_modules() if name.endswith("_proj")]
-        alike = any(all(type(linear) is kind for linear in found) for kind in (nn.Linear, Int8Linear, Int4Linear))
-        return alike and all(_is_whole(linear) for linear in found)
+        kinds = {Int4Linear if type(linear) is WideInt4Linear else type(linear) for linear in found}
+        groups = {linear.group_size for linear in found if isinstance(linear, Int4Linear)}
+        known = len(kinds) == 1 and kinds <= {nn.Linear, Int8Linear, Int4Linear} and len(groups) <= 1
+        return known and all(_is_whole(linear) for linear in found)
 
 
 class _Joined:
@@ -152,15 +172,24 @@ class _Joined:
             parent.set_submodule(name, _view(self.linear, slice(first, last), part.bias))
             first = last
 
-    def __call__(self, x: Tensor, gated: bool = False, parts: bool = False) -> Tensor:
-        """As `multiply`."""
+    def run(self, x: Tensor) -> Tensor:
+        """(M, K) -> (M, N)."""
+        return (
+            multiply(x, self.linear)
+            if not isinstance(self.linear, nn.Linear)
+            else F.linear(x, self.linear.weight, self.linear.bias)
+        )
+
+    def run_gated(self, x: Tensor) -> Tensor:
+        """(M, K) -> (M, N / 2): silu of the first half of the outputs times the other."""
         if not isinstance(self.linear, nn.Linear):
-            return multiply(x, self.linear, gated, parts)
-        y: Tensor = self.linear(x)
-        if gated:
-            gate, up = y.chunk(2, dim=-1)
-            y = F.silu(gate) * up
-        return y[None] if parts else y
+            return multiply_gated(x, self.linear)
+        gate, up = self.run(x).chunk(2, dim=-1)
+        return F.silu(gate) * up
+
+    def run_in_parts(self, x: Tensor) -> Tensor:
+        """(M, K) -> (S, M, N), still to be summed."""
+        return self.run(x)[None] if isinstance(self.linear, nn.Linear) else multiply_in_parts(x, self.linear)
 
 
 def _is_whole(linear: nn.Module) -> bool:
@@ -171,6 +200,8 @@ def _is_whole(linear: nn.Module) -> bool:
 
 
 def _join(parts: list[_Linear]) -> _Linear:
+    if len(parts) == 1:
+        return parts[0]
     biases = [part.bias.detach() for part in parts if part.bias is not None]
     bias = torch.cat(biases) if biases else None
     if isinstance(parts[0], nn.Linear):
