@@ -9,10 +9,10 @@ from transformers import AutoTokenizer
 
 import chuan
 from chuan.errors import ChuanError
-from chuan.evaluation.backends.backend import ChatLetterBackend, GenerationOptions
+from chuan.evaluation.backends.backend import ChatLetterBackend, GenerationOptions, find_chat_letters
 from chuan.evaluation.backends.chuan import ChuanBackend
 from chuan.evaluation.backends.fingerprint import digest_weights
-from chuan.evaluation.evaluate import build_plan, run_plan
+from chuan.evaluation.evaluate import build_plan, load_plan, run_plan
 from chuan.evaluation.prompts import load_asks, render_prompt
 from chuan.evaluation.protocols import find_protocol
 from chuan.evaluation.runs import read_questions
@@ -69,7 +69,7 @@ def test_letters_are_read_where_the_answer_begins(tmp_path: Path, chatml, protoc
     folder, twin, model = chatml
     write_many(tmp_path / "data", "mmlu", ["anatomy"], 12)
     plan = build_plan("mmlu", protocol, None, 5, None, "anatomy", tmp_path / "data", "chat")
-    facts = run_plan(plan, ChuanBackend(model), tmp_path / "run")
+    facts = run_plan(plan, load_plan(plan), ChuanBackend(model), tmp_path / "run")
     rows = {row["id"]: row for row in read_questions(tmp_path / "run")}
     tokenizer = AutoTokenizer.from_pretrained(folder)
     letter_ids = [tokenizer(letter, add_special_tokens=False).input_ids[0] for letter in "ABCD"]
@@ -98,7 +98,7 @@ def test_what_does_not_fit_a_conversation_loses_whole_turns(tmp_path: Path):
         test=[build_row("anatomy", 7), ["long " * 500, "1", "2", "3", "4", "A"]],
     )
     plan = build_plan("mmlu", "baichuan", None, 5, None, "anatomy", tmp_path / "data", "chat")
-    facts = run_plan(plan, backend, tmp_path / "run")
+    facts = run_plan(plan, load_plan(plan), backend, tmp_path / "run")
     first, second = read_questions(tmp_path / "run")
     assert 0 < first["dropped_demonstrations"] < 5
     assert (facts["too_long"], second["dropped_demonstrations"], second["correct"]) == (1, 5, False)
@@ -121,10 +121,10 @@ def test_the_format_of_baichuan(tmp_path: Path, generation):
     assert ids == [*model.tokenizer.encode("中国"), *rounds, 195, *model.tokenizer.encode("答案："), 196]
     assert len(ids) > backend.context_length
     if generation == 2:
-        assert backend.find_chat_letters() == [model.tokenizer.encode(letter)[0] for letter in "ABCD"]
+        assert find_chat_letters(backend) == [model.tokenizer.encode(letter)[0] for letter in "ABCD"]
     else:  # there each text has a blank in front, and the tiny vocabulary has no letter with one
         with pytest.raises(ChuanError, match="no token for each of A, B, C, D"):
-            backend.find_chat_letters()
+            find_chat_letters(backend)
 
 
 def test_models_without_a_chat_format_are_refused(tmp_path: Path):
@@ -133,10 +133,10 @@ def test_models_without_a_chat_format_are_refused(tmp_path: Path):
     plan = build_plan("mmlu", "baichuan", None, 5, None, "anatomy", tmp_path / "data", "chat")
     backend = ChuanBackend(chuan.load(tmp_path / "m", dtype="float32", device="cpu"))
     assert isinstance(backend, ChatLetterBackend)
-    with pytest.raises(ChuanError, match="base model without a chat format; leave out --mode chat"):
-        run_plan(plan, backend, tmp_path / "run")
+    with pytest.raises(ChuanError, match="base model without a chat format; ask it by --mode base"):
+        run_plan(plan, load_plan(plan), backend, tmp_path / "run")
     with pytest.raises(ChuanError, match="cannot be read off conversations with counting"):
-        run_plan(plan, CountingBackend(), tmp_path / "other")
+        run_plan(plan, load_plan(plan), CountingBackend(), tmp_path / "other")
     with pytest.raises(ChuanError, match="--mode talk is not known; give base or chat"):
         build_plan("mmlu", "baichuan", None, 5, None, "anatomy", tmp_path / "data", "talk")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from chuan.errors import ChuanError
-from chuan.evaluation.evaluate import build_plan, run_plan
+from chuan.evaluation.evaluate import build_plan, load_plan, run_plan
 from chuan.evaluation.runs import read_questions
 from tests.evaluation.counting import CountingBackend
 from tests.evaluation.tiny_data import build_row, write_agieval, write_ceval, write_csv, write_gaokao, write_mmlu
@@ -16,7 +16,7 @@ ROWS = [build_row("anatomy", n) for n in range(9)]
 def run(data: Path, backend: CountingBackend, benchmark: str = "mmlu", subjects: str | None = "anatomy", **plan):
     values = {"protocol": "baichuan", "split": None, "shots": 5, "seed": None} | plan
     built = build_plan(benchmark, values["protocol"], values["split"], values["shots"], values["seed"], subjects, data)
-    return run_plan(built, backend, data / "run")
+    return run_plan(built, load_plan(built), backend, data / "run")
 
 
 def test_a_cell_that_says_none_is_an_option(tmp_path: Path):

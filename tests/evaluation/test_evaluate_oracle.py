@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import chuan
 from chuan.evaluation.backends.chuan import ChuanBackend
-from chuan.evaluation.evaluate import build_plan, run_plan
+from chuan.evaluation.evaluate import build_plan, load_plan, run_plan
 from chuan.evaluation.runs import read_questions
 from chuan.tasks.files import read_csv
 from tests.evaluation.oracle import Answer, ask_one_by_one
@@ -67,7 +67,7 @@ def test_a_tiny_model_answers_as_one_question_at_a_time(tmp_path: Path, benchmar
     model = chuan.load(tmp_path / "model", dtype="float32", device="cpu")
     split = "test" if benchmark == "mmlu" else "val"
     plan = build_plan(benchmark, protocol, split, 5, None, subjects, tmp_path / "data")
-    facts = run_plan(plan, ChuanBackend(model), tmp_path / "run")
+    facts = run_plan(plan, load_plan(plan), ChuanBackend(model), tmp_path / "run")
     answers = [
         answer
         for name in names
@@ -98,7 +98,7 @@ def test_smollm2_answers_as_one_question_at_a_time(tmp_path: Path, smollm2_path,
         write_first(tmp_path / "data", benchmark, split, subject, 6)
         answers += ask_one_by_one(twin, tokenizer, DATA, benchmark, "baichuan", subject, split, 6)
     plan = build_plan(benchmark, "baichuan", split, 5, None, subjects, tmp_path / "data")
-    run_plan(plan, ChuanBackend(model), tmp_path / "run")
+    run_plan(plan, load_plan(plan), ChuanBackend(model), tmp_path / "run")
     rows = read_questions(tmp_path / "run")
     error, near = compare(rows, answers)
     print(f"{benchmark}: {len(rows)} questions, error {error:.2g}, nearer than twice that: {near}")

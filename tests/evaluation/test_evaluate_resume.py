@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from chuan.errors import ChuanError
-from chuan.evaluation.evaluate import build_plan, run_plan
+from chuan.evaluation.evaluate import build_plan, load_plan, run_plan
 from chuan.evaluation.evaluate_verb import run_evaluate
 from chuan.evaluation.runs import read_questions
 from tests.evaluation.counting import CountingBackend
@@ -77,32 +77,33 @@ def test_a_run_killed_twice_goes_on_and_ends_the_same(place: Path, tmp_path: Pat
 def test_only_what_is_open_is_asked(place: Path, tmp_path: Path):
     plan = build_plan("mmlu", "baichuan", None, 5, None, "anatomy,virology", place / "data")
     whole = CountingBackend()
-    run_plan(plan, whole, tmp_path / "whole")
+    run_plan(plan, load_plan(plan), whole, tmp_path / "whole")
     assert len(whole.asked) == 1000
     first, second, third = CountingBackend(stop_after=250), CountingBackend(stop_after=100), CountingBackend()
     for backend in (first, second):
         with pytest.raises(KeyboardInterrupt):
-            run_plan(plan, backend, tmp_path / "parts")
+            run_plan(plan, load_plan(plan), backend, tmp_path / "parts")
     heard = []
-    run_plan(plan, third, tmp_path / "parts", lambda *counts: heard.append(counts))
+    run_plan(plan, load_plan(plan), third, tmp_path / "parts", lambda *counts: heard.append(counts))
     assert sorted(first.asked + second.asked + third.asked) == sorted(whole.asked)
     assert heard[0][:2] == (350, 1000)
     assert heard[-1] == (1000, 1000, sum(row["correct"] for row in read_questions(tmp_path / "whole")))
     assert read_questions(tmp_path / "parts") == read_questions(tmp_path / "whole")
     # A run that is done asks nothing, and what it says stays.
     fourth = CountingBackend()
-    assert run_plan(plan, fourth, tmp_path / "parts") == json.loads((tmp_path / "parts/run.json").read_text())
+    facts = run_plan(plan, load_plan(plan), fourth, tmp_path / "parts")
+    assert facts == json.loads((tmp_path / "parts/run.json").read_text())
     assert fourth.asked == []
 
 
 def test_a_line_that_was_cut_is_asked_again(place: Path, tmp_path: Path):
     plan = build_plan("mmlu", "baichuan", None, 5, None, "anatomy", place / "data")
     with pytest.raises(KeyboardInterrupt):
-        run_plan(plan, CountingBackend(stop_after=20), tmp_path / "run")
+        run_plan(plan, load_plan(plan), CountingBackend(stop_after=20), tmp_path / "run")
     log = tmp_path / "run/questions.jsonl"
     log.write_bytes(log.read_bytes()[:-30])
     backend = CountingBackend()
-    run_plan(plan, backend, tmp_path / "run")
+    run_plan(plan, load_plan(plan), backend, tmp_path / "run")
     assert len(backend.asked) == 500 - 19
     assert len(read_questions(tmp_path / "run")) == 500
 
@@ -110,7 +111,7 @@ def test_a_line_that_was_cut_is_asked_again(place: Path, tmp_path: Path):
 def test_another_run_is_refused_in_the_same_folder(place: Path, tmp_path: Path):
     plan = build_plan("mmlu", "baichuan", None, 5, None, "anatomy", place / "data")
     with pytest.raises(KeyboardInterrupt):
-        run_plan(plan, CountingBackend(stop_after=20), tmp_path / "run")
+        run_plan(plan, load_plan(plan), CountingBackend(stop_after=20), tmp_path / "run")
     before = (tmp_path / "run/questions.jsonl").read_bytes()
     for changed, backend, what in [
         (build_plan("mmlu", "official", None, 5, None, "anatomy", place / "data"), CountingBackend(), "protocol"),
@@ -120,7 +121,7 @@ def test_another_run_is_refused_in_the_same_folder(place: Path, tmp_path: Path):
         (plan, CountingBackend("another"), "model"),
     ]:
         with pytest.raises(ChuanError, match=f"run of another {what}.*choose another --output"):
-            run_plan(changed, backend, tmp_path / "run")
+            run_plan(changed, load_plan(changed), backend, tmp_path / "run")
         assert backend.asked == []
     assert (tmp_path / "run/questions.jsonl").read_bytes() == before
 
@@ -150,13 +151,13 @@ def test_other_data_and_other_weights_are_another_run(tmp_path: Path):
 def test_damage_and_company_are_one_line(place: Path, tmp_path: Path):
     plan = build_plan("mmlu", "baichuan", None, 5, None, "anatomy", place / "data")
     with pytest.raises(KeyboardInterrupt):
-        run_plan(plan, CountingBackend(stop_after=20), tmp_path / "run")
+        run_plan(plan, load_plan(plan), CountingBackend(stop_after=20), tmp_path / "run")
     log = tmp_path / "run/questions.jsonl"
     content = log.read_bytes()
     for damaged in (b"\0" * 10 + b"\n", b"[]\n", b'{"subject": "anatomy"}\n', b"\xff\n"):
         log.write_bytes(content + damaged)
         with pytest.raises(ChuanError, match=r"questions\.jsonl is damaged; remove"):
-            run_plan(plan, CountingBackend(), tmp_path / "run")
+            run_plan(plan, load_plan(plan), CountingBackend(), tmp_path / "run")
     log.write_bytes(content)
 
     class Meeting(CountingBackend):
@@ -164,10 +165,10 @@ def test_damage_and_company_are_one_line(place: Path, tmp_path: Path):
 
         def find_letters(self, form):
             with pytest.raises(ChuanError, match="another process is writing"):
-                run_plan(plan, CountingBackend(), tmp_path / "run")
+                run_plan(plan, load_plan(plan), CountingBackend(), tmp_path / "run")
             return super().find_letters(form)
 
-    run_plan(plan, Meeting(), tmp_path / "run")
+    run_plan(plan, load_plan(plan), Meeting(), tmp_path / "run")
     (tmp_path / "file").touch()
     with pytest.raises(ChuanError, match="cannot be written"):
-        run_plan(plan, CountingBackend(), tmp_path / "file" / "run")
+        run_plan(plan, load_plan(plan), CountingBackend(), tmp_path / "file" / "run")

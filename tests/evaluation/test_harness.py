@@ -10,7 +10,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 import chuan
 from chuan.evaluation.backends.chuan import ChuanBackend
-from chuan.evaluation.evaluate import build_plan, run_plan
+from chuan.evaluation.evaluate import build_plan, load_plan, run_plan
 from chuan.evaluation.runs import read_questions
 from tests.evaluation.tiny_data import write_many
 from tests.support.folders import build_llama
@@ -43,7 +43,7 @@ def save_model(folder: Path, context: int) -> Path:
 def run_ours(folder: Path, data: Path, benchmark: str, subjects: list[str], model: Path) -> dict[str, Any]:
     split = "test" if benchmark == "mmlu" else "val"
     plan = build_plan(benchmark, "harness", split, 5, None, ",".join(subjects), data)
-    return run_plan(plan, ChuanBackend(chuan.load(model, device="cpu", dtype="float32")), folder)
+    return run_plan(plan, load_plan(plan), ChuanBackend(chuan.load(model, device="cpu", dtype="float32")), folder)
 
 
 def compare(run: Path, theirs: dict[str, Any]) -> int:

@@ -112,7 +112,7 @@ def test_what_is_missing_or_of_another_form_is_one_line(tmp_path):
             assert "Traceback" not in done.stderr
         endpoint = hub.endpoint
     done = fetch("mmlu", "anatomy", tmp_path / "new", endpoint, "test")
-    assert "could not be fetched from the hub" in done.stderr
+    assert "cais/mmlu is not in the cache and the hub cannot be reached" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from chuan.evaluation.evaluate import build_plan, run_plan
+from chuan.evaluation.evaluate import build_plan, load_plan, run_plan
 from chuan.evaluation.runs import read_questions
 from chuan.evaluation.submission import QUESTIONS, describe_submission
 from chuan.tasks.benchmarks import BENCHMARKS
@@ -54,7 +54,7 @@ def test_all_subjects_without_labels_give_a_file_and_no_score(tmp_path: Path):
         rows = [build_row(name, n) for n in range(count)]
         write_ceval(tmp_path / "data", name, test=[row[:5] for row in rows])
     plan = build_plan("ceval", "baichuan", None, 0, None, None, tmp_path / "data")
-    facts = run_plan(plan, CountingBackend(), tmp_path / "run")
+    facts = run_plan(plan, load_plan(plan), CountingBackend(), tmp_path / "run")
     submission = json.loads((tmp_path / "run/submission.json").read_text())
     rows = read_questions(tmp_path / "run")
     assert list(submission) == list(SUBJECTS)
@@ -74,7 +74,7 @@ def test_some_subjects_give_no_file(tmp_path: Path, labelled: bool):
     rows = [build_row("law", n) for n in range(9)]
     write_ceval(tmp_path / "data", "law", dev=rows[:5], test=rows[5:] if labelled else [row[:5] for row in rows[5:]])
     plan = build_plan("ceval", "baichuan", None, 5, None, "law", tmp_path / "data")
-    facts = run_plan(plan, CountingBackend(), tmp_path / "run")
+    facts = run_plan(plan, load_plan(plan), CountingBackend(), tmp_path / "run")
     assert not (tmp_path / "run/submission.json").exists()
     assert (facts["accuracy"]["average"]["value"] is not None) == labelled
     assert ("no submission file: 51 of 52 subjects are missing" in facts["note"]) == (not labelled)

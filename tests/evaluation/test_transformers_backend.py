@@ -12,11 +12,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from chuan.errors import ChuanError
-from chuan.evaluation.backends.backend import ChatLetterBackend, GenerationOptions, LetterBackend
+from chuan.evaluation.backends.backend import ChatLetterBackend, GenerationOptions, LetterBackend, find_chat_letters
 from chuan.evaluation.backends.fingerprint import digest_weights
 from chuan.evaluation.backends.open import open_backend
 from chuan.evaluation.backends.transformers_backend import TransformersBackend
-from chuan.evaluation.evaluate import build_plan, run_plan
+from chuan.evaluation.evaluate import build_plan, load_plan, run_plan
 from chuan.evaluation.runs import read_questions
 from tests.evaluation.tiny_data import write_many
 from tests.support.folders import write_baichuan_folder, write_booby_traps, write_llama_folder
@@ -151,10 +151,10 @@ def test_letters_of_an_answer(llama: Path):
     backend._tokenizer.chat_template = backend._tokenizer.chat_template.replace("assistant:", ANSWER)
     (prompt,) = backend.encode_chats([[{"role": "user", "content": "甲"}]])
     assert prompt == backend.encode(["user: 甲\nassistant: "], bos=False)[0]
-    assert backend.find_chat_letters() == backend.find_letters("bare")
+    assert find_chat_letters(backend) == backend.find_letters("bare")
     backend._tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}{{ messages | length }}"
     with pytest.raises(ChuanError, match="does not say where an answer begins"):
-        backend.find_chat_letters()
+        find_chat_letters(backend)
     backend._tokenizer.chat_template = "{{ raise_exception('no system\n turn') }}"
     with pytest.raises(ChuanError, match="refuses: no system"):
         backend.encode_chats([[{"role": "user", "content": "甲"}]])
@@ -187,7 +187,7 @@ def test_a_run_is_that_of_our_engine(mode, tmp_path: Path):
     for prefix in ("hf:", ""):
         plan = build_plan("mmlu", "baichuan", "test", 3, None, "anatomy,virology", tmp_path / "data", mode)
         backend = open_backend(f"{prefix}{tmp_path / 'model'}", None, "cpu", "float32")
-        facts = run_plan(plan, backend, tmp_path / f"run{prefix.strip(':')}")
+        facts = run_plan(plan, load_plan(plan), backend, tmp_path / f"run{prefix.strip(':')}")
         rows[prefix] = read_questions(tmp_path / f"run{prefix.strip(':')}")
         assert facts["backend"] == ("transformers" if prefix else "chuan")
     for theirs, ours in zip(rows["hf:"], rows[""], strict=True):

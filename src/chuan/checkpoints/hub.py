@@ -1,4 +1,4 @@
-"""Model folders from the Hugging Face hub, or a mirror of it (HF_ENDPOINT).
+"""Model folders, and files of data sets, from the Hugging Face hub or a mirror of it (HF_ENDPOINT).
 
 In: a hub id. Out: a folder in the hub library's own cache, its bytes checked against the hub's hashes. Only a model's
 data is fetched: never a `.py`. Knows no formats: which files are wanted is told by their names.
@@ -85,6 +85,12 @@ def fetch_from_hub(repo_id: str, revision: str | None = None, weights: bool = Tr
         names = [path.name for path in folder.iterdir() if is_wanted(path.name, DESCRIPTIONS)]
         _verify(folder, sorted(names) + (list_whole_weights(folder) if weights else []))
     return folder
+
+
+def fetch_dataset(repo_id: str, patterns: list[str]) -> Path:
+    """The folder of a data set's snapshot with the files of these names, downloaded or found in the cache."""
+    with _one_line_errors(repo_id, None), _quiet_when_piped():
+        return Path(snapshot_download(repo_id, repo_type="dataset", allow_patterns=patterns))
 
 
 def find_on_disk(repo_id: str, revision: str | None = None) -> Path | None:
@@ -309,7 +315,7 @@ def _explain(repo_id: str, error: BaseException) -> str:
     if isinstance(answer, GatedRepoError):
         return f"{repo_id} asks for permission: accept its terms on the hub, then `hf auth login` or set HF_TOKEN"
     if isinstance(answer, RepositoryNotFoundError) or status == 404:
-        return f"the hub has no model {repo_id!r}, or it is private; check the id, or `hf auth login` or set HF_TOKEN"
+        return f"the hub has no {repo_id!r}, or it is private; check the id, or `hf auth login` or set HF_TOKEN"
     if status == 401:
         return f"the hub does not accept the token for {repo_id}; `hf auth login` again, or set HF_TOKEN anew"
     if status == 403:

@@ -1,8 +1,10 @@
 """Shares of right answers with their standard errors, by subject, category and as a whole.
 
-In: rows of a run. Out: the `accuracy` of run.json. A micro average is over questions, a macro average over subjects.
+In: rows of a run. Out: the `accuracy` of run.json. A micro average is over questions, a macro average over subjects, an
+average of points is what was won of all that could be won.
 The standard error takes the questions as a sample of their subject: sqrt(p (1 - p) / (n - 1)) a subject, and for a
-macro average the root of the summed squares over the number of subjects.
+macro average the root of the summed squares over the number of subjects. Points are a ratio of two sums over questions:
+its error is that of what each question won above the average (the ratio estimator).
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ def measure_accuracy(rows: Sequence[Row], subjects: Mapping[str, Subject], kind:
     by_subject: dict[str, list[Row]] = {}
     for row in rows:
         by_subject.setdefault(row["subject"], []).append(row)
-    parts = {name: measure_part([by_subject[name]], "micro") for name in subjects if name in by_subject}
+    alone: Kind = "points" if kind == "points" else "micro"
+    parts = {name: measure_part([by_subject[name]], alone) for name in subjects if name in by_subject}
 
     def group(wanted: Mapping[str, bool]) -> Part:
         return measure_part([by_subject[name] for name in by_subject if wanted[name]], kind)
@@ -51,6 +54,9 @@ def measure_part(groups: Sequence[Sequence[Row]], kind: Kind) -> Part:
     part: Part = {"value": None, "standard_error": None, "questions": questions, "kind": kind}
     if not questions or any(row["correct"] is None for group in groups for row in group):
         return part
+    if kind == "points":
+        part["value"], part["standard_error"] = _measure_points([row for group in groups for row in group])
+        return part
     samples = [[bool(row["correct"]) for row in group] for group in groups]
     if kind == "micro":
         samples = [[right for sample in samples for right in sample]]
@@ -59,6 +65,16 @@ def measure_part(groups: Sequence[Sequence[Row]], kind: Kind) -> Part:
         variances = [_variance_of_mean(sample) for sample in samples]
         part["standard_error"] = math.sqrt(sum(variances)) / len(samples)
     return part
+
+
+def _measure_points(rows: Sequence[Row]) -> tuple[float, float | None]:
+    """The share of the points, and its standard error where there are two questions or more."""
+    count, possible = len(rows), sum(row["possible"] for row in rows)
+    share = sum(row["points"] for row in rows) / possible
+    if count < 2:
+        return share, None
+    squares = sum((row["points"] - share * row["possible"]) ** 2 for row in rows)
+    return share, math.sqrt(squares * count / (count - 1)) / possible
 
 
 def _variance_of_mean(sample: Sequence[bool]) -> float:

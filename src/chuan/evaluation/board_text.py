@@ -66,7 +66,7 @@ def render_html(boards: Sequence[Board]) -> str:
         parts += [
             f"<h2>{board.benchmark}</h2>",
             render_note(SETTINGS[board.benchmark]),
-            render_table(_header(board), [_cells(board, row) for row in rows], texts=2),
+            render_table(_header(board), [_cells(board, row) for row in rows], texts=(1,)),
             *(render_note(line) for line in _remarks(board)),
             f"<h3>{board.benchmark}: {column}</h3>",
             render_bars(bars),

@@ -18,6 +18,7 @@ import numpy as np
 from chuan.errors import ChuanError
 from chuan.evaluation.runs import read_questions, read_run
 
+Row = dict[str, Any]
 RESAMPLES = 10_000
 
 
@@ -55,7 +56,12 @@ def compare_runs(a: Path, b: Path, seed: int = 0) -> Comparison:
             flips.setdefault(row["subject"], ([], []))[0 if row["correct"] else 1].append(row["id"])
     outcomes = [outcome for part in strata.values() for outcome in part]
     only_a, only_b = outcomes.count((True, False)), outcomes.count((False, True))
-    groups = list(strata.values()) if kind == "macro" else [outcomes]
+    if kind == "points":
+        difference, interval = _compare_points(pairs, seed)
+    else:
+        groups = list(strata.values()) if kind == "macro" else [outcomes]
+        difference = float(np.mean([np.mean([right_b - right_a for right_a, right_b in group]) for group in groups]))
+        interval = _bootstrap(groups, seed)
     return Comparison(
         (run_a.name, run_b.name),
         kind,
@@ -63,9 +69,9 @@ def compare_runs(a: Path, b: Path, seed: int = 0) -> Comparison:
         only_a,
         only_b,
         outcomes.count((False, False)),
-        float(np.mean([np.mean([right_b - right_a for right_a, right_b in group]) for group in groups])),
+        difference,
         mcnemar(only_a, only_b),
-        _bootstrap(groups, seed),
+        interval,
         seed,
         flips,
     )
@@ -95,7 +101,16 @@ def _bootstrap(groups: Sequence[Sequence[tuple[bool, bool]]], seed: int) -> tupl
     return float(low), float(high)
 
 
-def _pair(a: Path, b: Path) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+def _compare_points(pairs: Sequence[tuple[Row, Row]], seed: int) -> tuple[float, tuple[float, float]]:
+    """The difference in the share of points, and the middle 95 % of it when questions are drawn again as above."""
+    table = np.array([(other["points"] - row["points"], row["possible"]) for row, other in pairs])
+    share = np.full(len(table), 1 / len(table))
+    drawn = np.random.default_rng(seed).multinomial(len(table), share, size=RESAMPLES) @ table
+    low, high = np.percentile(drawn[:, 0] / drawn[:, 1], [2.5, 97.5])
+    return float(table[:, 0].sum() / table[:, 1].sum()), (float(low), float(high))
+
+
+def _pair(a: Path, b: Path) -> list[tuple[Row, Row]]:
     of_a, of_b = ({_key(row): row for row in read_questions(folder)} for folder in (a, b))
     if of_a.keys() != of_b.keys():
         raise ChuanError(

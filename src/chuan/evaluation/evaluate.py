@@ -24,17 +24,20 @@ from chuan.evaluation.backends.backend import (
     LetterBackend,
     PaidBackend,
     Reply,
+    find_chat_letters,
 )
+from chuan.evaluation.exam import ExamProtocol, grade_reply
 from chuan.evaluation.extraction import extract_letter
 from chuan.evaluation.prompts import (
     Ask,
     Encode,
     LetterPrompt,
+    Messages,
     build_prompts,
     digest_questions,
     list_subjects,
     load_asks,
-    render_prompt,
+    render_chat,
 )
 from chuan.evaluation.protocols import LetterProtocol, find_protocol
 from chuan.evaluation.results import FORMAT, RunFolder
@@ -87,6 +90,8 @@ def build_plan(
         raise ChuanError("the split dev is what demonstrations come from; ask for another")
     known = find_benchmark(benchmark)
     rules = find_protocol(benchmark, protocol)
+    if isinstance(rules, ExamProtocol):
+        shots, seed, mode = 0, None, "chat"  # there is nothing to show, and one way to ask
     names = list_subjects(benchmark, subjects, rules.drawn)
     seed = seed if seed is not None or not rules.drawn else 0
     return Plan(benchmark, protocol, split or known.splits[-1], shots, seed, tuple(names), data, mode=mode)
@@ -99,11 +104,14 @@ def load_plan(plan: Plan) -> list[Ask]:
 
 
 def run_plan(
-    plan: Plan, backend: LetterBackend | PaidBackend, folder: Path, progress: Progress = lambda *_: None
+    plan: Plan,
+    asks: list[Ask],
+    backend: LetterBackend | PaidBackend,
+    folder: Path,
+    progress: Progress = lambda *_: None,
 ) -> dict[str, Any]:
-    """Asks what has not been answered yet, and returns the contents of run.json."""
+    """Asks what of the plan's questions has not been answered yet, and returns the contents of run.json."""
     protocol = find_protocol(plan.benchmark, plan.protocol)
-    asks = load_plan(plan)
     described = describe_plan(plan, backend, asks)
     with RunFolder(folder, described) as run:
         if run.finished is not None:
@@ -113,7 +121,7 @@ def run_plan(
         open_asks = [ask for ask in asks if find_key(ask) not in run.rows]
         right = sum(row["correct"] is True for row in run.rows.values())
         progress(len(run.rows), len(asks), right)
-        if isinstance(backend, LetterBackend):
+        if isinstance(protocol, LetterProtocol) and isinstance(backend, LetterBackend):
             answers = answer_letters(protocol, open_asks, backend, plan.mode)
         else:
             answers = answer_replies(protocol, open_asks, backend)
@@ -159,12 +167,45 @@ def answer_letters(
         yield build_row(prompt, None)
 
 
-def answer_replies(protocol: LetterProtocol, asks: list[Ask], backend: PaidBackend) -> Iterator[dict[str, Any]]:
+def answer_replies(
+    protocol: LetterProtocol | ExamProtocol, asks: list[Ask], backend: LetterBackend | PaidBackend
+) -> Iterator[dict[str, Any]]:
     """A row for each question, as the replies come; one that names no letter, or several, is wrong and counted."""
-    prompts = [render_prompt(protocol, ask, ask.demonstrations, as_chat=True) for ask in asks]
-    for number, reply in backend.ask(prompts, GenerationOptions(REPLY_TOKENS)):
+    prompts = [render_chat(protocol, ask, ask.demonstrations) for ask in asks]
+    options = GenerationOptions(REPLY_TOKENS)
+    if isinstance(protocol, ExamProtocol):
+        options = GenerationOptions(protocol.longest, protocol.temperature)
+
+    def build(number: int, reply: Reply | None) -> dict[str, Any]:
         text = json.dumps(prompts[number], ensure_ascii=False)
-        yield build_row(LetterPrompt(asks[number], text, None, 0, 0), None, reply)
+        row = build_row(LetterPrompt(asks[number], text, None, 0, 0), None, reply)
+        if isinstance(protocol, ExamProtocol):
+            row |= grade_reply(asks[number].question, reply.text if reply is not None else "")
+        return row
+
+    fitting = find_fitting(backend, prompts)
+    for place, reply in ask_all(backend, [prompts[number] for number in fitting], options):
+        yield build(fitting[place], reply)
+    for number in sorted(set(range(len(prompts))) - set(fitting)):
+        yield build(number, None)
+
+
+def find_fitting(backend: LetterBackend | PaidBackend, prompts: list[Messages]) -> list[int]:
+    """The numbers of those that leave room for a reply; an API says itself what it does not take."""
+    if not isinstance(backend, ChatLetterBackend):
+        return list(range(len(prompts)))
+    return [number for number, ids in enumerate(backend.encode_chats(prompts)) if len(ids) < backend.context_length]
+
+
+def ask_all(
+    backend: LetterBackend | PaidBackend, prompts: list[Messages], options: GenerationOptions
+) -> Iterator[tuple[int, Reply]]:
+    """(number of the prompt, reply); on this machine tokens cost nothing, and are not counted."""
+    if isinstance(backend, PaidBackend):
+        yield from backend.ask(prompts, options)
+        return
+    for number, text in backend.generate(prompts, options):
+        yield number, Reply(text, 0, 0)
 
 
 def find_letters(protocol: LetterProtocol, backend: LetterBackend, mode: str) -> tuple[Encode, list[int]]:
@@ -173,7 +214,7 @@ def find_letters(protocol: LetterProtocol, backend: LetterBackend, mode: str) ->
         return partial(backend.encode, bos=protocol.bos), backend.find_letters(protocol.letters)
     if not isinstance(backend, ChatLetterBackend):
         raise ChuanError(f"letters cannot be read off conversations with {backend.facts.model}; use --mode base")
-    return backend.encode_chats, backend.find_chat_letters()
+    return backend.encode_chats, find_chat_letters(backend)
 
 
 def build_row(prompt: LetterPrompt, scores: list[float] | None, reply: Reply | None = None) -> dict[str, Any]:
@@ -244,7 +285,7 @@ def describe_plan(plan: Plan, backend: LetterBackend | PaidBackend, asks: list[A
     }
 
 
-def summarise(plan: Plan, protocol: LetterProtocol, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def summarise(plan: Plan, protocol: LetterProtocol | ExamProtocol, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The figures of a finished run, and whether they can stand beside the published ones."""
     note = find_difference(plan, protocol, rows)
     return {
@@ -266,7 +307,7 @@ def summarise(plan: Plan, protocol: LetterProtocol, rows: list[dict[str, Any]]) 
     }
 
 
-def find_difference(plan: Plan, protocol: LetterProtocol, rows: list[dict[str, Any]]) -> str:
+def find_difference(plan: Plan, protocol: LetterProtocol | ExamProtocol, rows: list[dict[str, Any]]) -> str:
     """The first reason why the figures are of another kind than the published ones; "" where there is none."""
     if protocol.remark:
         return protocol.remark

@@ -49,17 +49,17 @@ def run_evaluate(
     ]
     if data is None:
         plans = [fetch_data(plan) for plan in plans]
-    for plan in plans:
-        load_plan(plan)  # what is wrong with the data is known before a model is loaded
+    # Before a model is loaded: what is wrong with the data is soon known.
+    loaded = [(plan, load_plan(plan)) for plan in plans]
     runs: dict[str, list[tuple[dict[str, Any], Path]]] = {name: [] for name in names}
     for width in widths:
         backend = open_backend(
             model, width, device, dtype, trust_remote_code, base_url, concurrency, Path(output) / "replies.jsonl"
         )
-        for plan in plans:
+        for plan, asks in loaded:
             folder = Path(output) / name_run(plan, backend.facts)
             with asking_bar(f"{plan.benchmark}, {plan.split}") as progress:
-                facts = run_plan(plan, backend, folder, progress)
+                facts = run_plan(plan, asks, backend, folder, progress)
             write_report(folder)
             runs[plan.benchmark].append((facts, folder))
             print_run(facts, paid)

@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
+from chuan.checkpoints.hub import fetch_dataset
 from chuan.errors import ChuanError, first_line
 from chuan.staging import staged_file
 
@@ -46,15 +45,7 @@ def fetch_benchmark(benchmark: str, subjects: Sequence[str], splits: Iterable[st
         raise ChuanError(f"{benchmark} is not on the hub as its authors published it; name its folder as --data")
     wanted = [(subject, split) for split in splits for subject in subjects]
     patterns = [f"{subject}/{source.splits[split]}-*.parquet" for subject, split in wanted]
-    try:
-        snapshot = Path(snapshot_download(source.repo_id, repo_type="dataset", allow_patterns=patterns))
-    except (HfHubHTTPError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        raise ChuanError(
-            f"{source.repo_id} could not be fetched from the hub ({first_line(error):.160}); check the network, "
-            "HF_ENDPOINT and HF_HUB_OFFLINE, or name a folder as --data"
-        ) from None
-    except OSError as error:
-        raise ChuanError(f"{source.repo_id} could not be stored: {error.strerror or first_line(error)}") from None
+    snapshot = fetch_dataset(source.repo_id, patterns)
     # Beside the snapshots of the same dataset, by revision: another one never mixes with it.
     folder = snapshot.parent.parent / "csv" / snapshot.name
     for subject, split in wanted:

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from chuan.errors import ChuanError
+from chuan.evaluation.exam import ExamProtocol
 from chuan.evaluation.protocols import LetterProtocol
 from chuan.tasks.benchmarks import find_benchmark, load_questions
-from chuan.tasks.question import Question
+from chuan.tasks.question import Question, Subject
 
 Messages = list[dict[str, str]]
 Encode = Callable[[Sequence[Any]], list[list[int]]]  # of texts, or of conversations where those are what is asked
@@ -107,9 +108,18 @@ def render_prompt(
     protocol: LetterProtocol, ask: Ask, demonstrations: Sequence[Question], as_chat: bool
 ) -> str | Messages:
     """A text to continue, or a conversation to answer."""
-    subject = find_benchmark(protocol.benchmark).subjects[ask.question.subject]
-    render = protocol.render_messages if as_chat else protocol.render
-    return render(subject, demonstrations, ask.question)
+    if as_chat:
+        return render_chat(protocol, ask, demonstrations)
+    return protocol.render(find_subject(ask.question), demonstrations, ask.question)
+
+
+def render_chat(protocol: LetterProtocol | ExamProtocol, ask: Ask, demonstrations: Sequence[Question]) -> Messages:
+    """A conversation to answer."""
+    return protocol.render_messages(find_subject(ask.question), demonstrations, ask.question)
+
+
+def find_subject(question: Question) -> Subject:
+    return find_benchmark(question.benchmark).subjects[question.subject]
 
 
 def digest_questions(asks: Sequence[Ask]) -> str:

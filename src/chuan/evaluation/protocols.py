@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from chuan.errors import ChuanError
+from chuan.evaluation.exam import ExamProtocol
 from chuan.tasks.question import LETTERS, Question, Subject
 
 # A letter's id: the last one of "A" alone, or of " A" as the text would go on after the cue.
 LetterForm = Literal["bare", "spaced"]
-Kind = Literal["micro", "macro"]
+# Over questions, over subjects, or points won of those that could be won.
+Kind = Literal["micro", "macro", "points"]
 
 
 @dataclass(frozen=True)
@@ -123,73 +125,56 @@ def _gaokao_item(question: Question, subject: Subject) -> str:
 
 _OURS = "the card publishes neither split nor prompt of this benchmark: both are ours"
 
-PROTOCOLS = {
-    (protocol.benchmark, protocol.name): protocol
-    for protocol in [
-        LetterProtocol(
-            "baichuan", "mmlu", _mmlu_header, _mmlu_item, " ", "\n\n", "bare", bos=False, average="micro", limit=2048
-        ),
-        LetterProtocol(
-            "official", "mmlu", _mmlu_header, _mmlu_item, " ", "\n\n", "spaced", bos=True, average="micro", limit=2048
-        ),
-        LetterProtocol(
-            "harness",
-            "mmlu",
-            _mmlu_harness_header,
-            _mmlu_harness_item,
-            " ",
-            "\n\n",
-            "spaced",
-            bos=True,
-            average="micro",
-            overflow="cut the beginning",
-        ),
-        LetterProtocol("baichuan", "ceval", _ceval_header, _ceval_item, "", "\n", "bare", bos=False, average="macro"),
-        LetterProtocol(
-            "official",
-            "ceval",
-            _ceval_header,
-            _ceval_item,
-            "",
-            "\n\n",
-            "bare",
-            bos=True,
-            average="macro",
-            system=_ceval_system,
-        ),
-        LetterProtocol(
-            "harness",
-            "ceval",
-            _ceval_harness_header,
-            _ceval_harness_item,
-            " ",
-            "\n\n",
-            "spaced",
-            bos=True,
-            average="micro",
-            overflow="cut the beginning",
-        ),
-        *(
-            LetterProtocol(
-                "baichuan",
-                benchmark,
-                _agieval_header,
-                _agieval_item,
-                "",
-                "\n",
-                "bare",
-                bos=False,
-                average="micro",
-                drawn=True,
-                remark=_OURS,
-            )
-            for benchmark in ("agieval", "agieval-v1")
-        ),
+_TABLE: list[LetterProtocol | ExamProtocol] = [
+    LetterProtocol(
+        "baichuan", "mmlu", _mmlu_header, _mmlu_item, " ", "\n\n", "bare", bos=False, average="micro", limit=2048
+    ),
+    LetterProtocol(
+        "official", "mmlu", _mmlu_header, _mmlu_item, " ", "\n\n", "spaced", bos=True, average="micro", limit=2048
+    ),
+    LetterProtocol(
+        "harness",
+        "mmlu",
+        _mmlu_harness_header,
+        _mmlu_harness_item,
+        " ",
+        "\n\n",
+        "spaced",
+        bos=True,
+        average="micro",
+        overflow="cut the beginning",
+    ),
+    LetterProtocol("baichuan", "ceval", _ceval_header, _ceval_item, "", "\n", "bare", bos=False, average="macro"),
+    LetterProtocol(
+        "official",
+        "ceval",
+        _ceval_header,
+        _ceval_item,
+        "",
+        "\n\n",
+        "bare",
+        bos=True,
+        average="macro",
+        system=_ceval_system,
+    ),
+    LetterProtocol(
+        "harness",
+        "ceval",
+        _ceval_harness_header,
+        _ceval_harness_item,
+        " ",
+        "\n\n",
+        "spaced",
+        bos=True,
+        average="micro",
+        overflow="cut the beginning",
+    ),
+    *(
         LetterProtocol(
             "baichuan",
-            "gaokao",
-            _ceval_header,
-            _gaokao_item,
+            benchmark,
+            _agieval_header,
+            _agieval_item,
             "",
             "\n",
             "bare",
@@ -197,12 +182,29 @@ PROTOCOLS = {
             average="micro",
             drawn=True,
             remark=_OURS,
-        ),
-    ]
-}
+        )
+        for benchmark in ("agieval", "agieval-v1")
+    ),
+    LetterProtocol(
+        "baichuan",
+        "gaokao",
+        _ceval_header,
+        _gaokao_item,
+        "",
+        "\n",
+        "bare",
+        bos=False,
+        average="micro",
+        drawn=True,
+        remark=_OURS,
+    ),
+    ExamProtocol(),
+]
+
+PROTOCOLS = {(protocol.benchmark, protocol.name): protocol for protocol in _TABLE}
 
 
-def find_protocol(benchmark: str, name: str) -> LetterProtocol:
+def find_protocol(benchmark: str, name: str) -> LetterProtocol | ExamProtocol:
     """Raises ChuanError for a pair that there is not."""
     found = PROTOCOLS.get((benchmark, name))
     if found is None:

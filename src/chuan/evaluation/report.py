@@ -80,7 +80,7 @@ def render_report(run: Run, calibration: Calibration | None) -> str:
 
 def render_report_page(run: Run, calibration: Calibration | None) -> str:
     """The report as a page that loads nothing."""
-    parts = [f"<p><strong>{escape(_headline(run))}</strong></p>", render_table(["", ""], _facts(run), texts=2)]
+    parts = [f"<p><strong>{escape(_headline(run))}</strong></p>", render_table(["", ""], _facts(run), texts=(0, 1))]
     for heading, rows in _tables(run):
         accuracies = run.facts["accuracy"][heading]
         bars = [
@@ -110,11 +110,12 @@ def _headline(run: Run) -> str:
         return "Not scored: the answers to these questions were not at hand."
     error = average.get("standard_error")
     spread = "" if error is None else f" ± {100 * error:.2f} (one standard error)"
-    over = "subjects" if average["kind"] == "macro" else "questions"
-    return (
-        f"Average {100 * average['value']:.2f} %{spread} on {average['questions']:,} questions; every one of the "
-        f"{over} weighs the same ({average['kind']})."
-    )
+    weighs = {
+        "macro": "every one of the subjects weighs the same (macro)",
+        "micro": "every one of the questions weighs the same (micro)",
+        "points": "a question weighs as many points as it has (points)",
+    }[average["kind"]]
+    return f"Average {100 * average['value']:.2f} %{spread} on {average['questions']:,} questions; {weighs}."
 
 
 def _facts(run: Run) -> list[list[str]]:

@@ -10,7 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+from chuan.errors import ChuanError
 from chuan.evaluation.protocols import LetterForm
+
+_LETTERS = "ABCD"
 
 # A text to continue, or messages ({"role": ..., "content": ...}) to answer.
 GenerationPrompt = str | Sequence[Mapping[str, str]]
@@ -99,9 +102,37 @@ class ChatLetterBackend(LetterBackend, Protocol):
     """A model that letters can be read off as the beginning of its answer to a conversation."""
 
     def encode_chats(self, chats: Sequence[Sequence[Mapping[str, str]]]) -> list[list[int]]:
-        """Conversations up to where the answer begins. Raises ChuanError for a model without a chat format."""
+        """Conversations up to where the answer begins, or with the answer where it is the last message.
+
+        Raises ChuanError for a model without a chat format.
+        """
         ...
 
-    def find_chat_letters(self) -> list[int]:
-        """The ids with which answers begin that are A, B, C, D. Raises ChuanError where they are not four."""
-        ...
+
+def render_letters(form: LetterForm) -> list[str]:
+    """The texts whose last ids are those of the letters."""
+    # Behind a colon, so that a tokenizer which puts a blank before every text does not put a second one.
+    return [letter if form == "bare" else f"Answer: {letter}" for letter in _LETTERS]
+
+
+def choose_letters(encoded: Sequence[Sequence[int]], model: str) -> list[int]:
+    """The last id of each; four different ones, or the letters cannot be told apart."""
+    found = [ids[-1] for ids in encoded if ids]
+    if len(set(found)) != len(_LETTERS):
+        raise ChuanError(f"the tokenizer of {model} has no token for each of A, B, C, D: letters cannot be read off it")
+    return found
+
+
+def find_chat_letters(backend: ChatLetterBackend) -> list[int]:
+    """The ids with which answers begin that are A, B, C, D. Raises ChuanError where they are not four different ones.
+
+    Wherever a format puts blanks and marks: what stands where the answer begins once it is there.
+    """
+    question = {"role": "user", "content": "?"}
+    answers = [[question, {"role": "assistant", "content": letter}] for letter in _LETTERS]
+    prompt, *answered = backend.encode_chats([[question], *answers])
+    if any(ids[: len(prompt)] != prompt for ids in answered):
+        raise ChuanError(
+            f"the chat format of {backend.facts.model} does not say where an answer begins; use --mode base"
+        )
+    return choose_letters([ids[len(prompt) :][:1] for ids in answered], backend.facts.model)

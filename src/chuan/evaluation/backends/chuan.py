@@ -10,7 +10,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from chuan.chat.messages import check_messages
 from chuan.checkpoints.catalogue import resolve_model
 from chuan.errors import ChuanError
-from chuan.evaluation.backends.backend import GenerationOptions, GenerationPrompt, ModelFacts
+from chuan.evaluation.backends.backend import (
+    GenerationOptions,
+    GenerationPrompt,
+    ModelFacts,
+    choose_letters,
+    render_letters,
+)
 from chuan.evaluation.backends.fingerprint import digest_weights
 from chuan.evaluation.protocols import LetterForm
 from chuan.evaluation.scoring import run_requests, score_letters
@@ -20,7 +26,6 @@ from chuan.inference.sampling import SamplingOptions
 from chuan.quantization.integer import IntegerLinear
 from chuan.quantization.methods import find_bits
 
-LETTERS = ("A", "B", "C", "D")
 _ENDLESS = 1 << 40  # tokens
 
 
@@ -57,18 +62,11 @@ class ChuanBackend:
     def encode_chats(self, chats: Sequence[Sequence[Mapping[str, str]]]) -> list[list[int]]:
         chat_format = self._model.chat_format
         if chat_format is None:
-            raise ChuanError(f"{self.facts.model} is a base model without a chat format; leave out --mode chat")
+            raise ChuanError(
+                f"{self.facts.model} is a base model without a chat format; ask it by --mode base and letters"
+            )
         # Without a limit: what is left out of a prompt that does not fit is the protocol's business.
         return [chat_format.render(check_messages(chat), _ENDLESS, 1) for chat in chats]
-
-    def find_chat_letters(self) -> list[int]:
-        # Wherever a format puts blanks and marks: what stands where the answer begins once it is there.
-        question = {"role": "user", "content": "?"}
-        answers = [[question, {"role": "assistant", "content": letter}] for letter in LETTERS]
-        prompt, *answered = self.encode_chats([[question], *answers])
-        if any(ids[: len(prompt)] != prompt for ids in answered):
-            raise ChuanError(f"the chat format of {self.facts.model} has no place where answers begin; use --mode base")
-        return choose_letters([ids[len(prompt) :][:1] for ids in answered], self.facts.model)
 
     def generate(self, prompts: Iterable[GenerationPrompt], options: GenerationOptions) -> Iterator[tuple[int, str]]:
         engine, chat_format = self._model.engine, self._model.chat_format
@@ -89,20 +87,6 @@ class ChuanBackend:
 
         for number, request in run_requests(engine, map(build, prompts)):
             yield number, "".join(increment.text for increment in request.increments)
-
-
-def render_letters(form: LetterForm) -> list[str]:
-    """The texts whose last ids are those of the letters."""
-    # Behind a colon, so that a tokenizer which puts a blank before every text does not put a second one.
-    return [letter if form == "bare" else f"Answer: {letter}" for letter in LETTERS]
-
-
-def choose_letters(encoded: Sequence[Sequence[int]], model: str) -> list[int]:
-    """The last id of each; four different ones, or the letters cannot be told apart."""
-    found = [ids[-1] for ids in encoded if ids]
-    if len(set(found)) != len(LETTERS):
-        raise ChuanError(f"the tokenizer of {model} has no token for each of A, B, C, D: letters cannot be read off it")
-    return found
 
 
 def count_parameters(model: LanguageModel) -> int:

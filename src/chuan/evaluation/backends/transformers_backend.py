@@ -20,8 +20,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import cached_file
 
 from chuan.errors import ChuanError, first_line
-from chuan.evaluation.backends.backend import GenerationOptions, GenerationPrompt, ModelFacts
-from chuan.evaluation.backends.chuan import LETTERS, choose_letters, render_letters
+from chuan.evaluation.backends.backend import (
+    GenerationOptions,
+    GenerationPrompt,
+    ModelFacts,
+    choose_letters,
+    render_letters,
+)
 from chuan.evaluation.backends.fingerprint import digest_weights
 from chuan.evaluation.protocols import LetterForm
 from chuan.inference.device import choose_device, choose_dtype
@@ -76,16 +81,6 @@ class TransformersBackend:
     def encode_chats(self, chats: Sequence[Sequence[Mapping[str, str]]]) -> list[list[int]]:
         return [self._encode_chat(chat) for chat in chats]
 
-    def find_chat_letters(self) -> list[int]:
-        question = {"role": "user", "content": "?"}
-        prompt = self._encode_chat([question])
-        answered = [self._encode_chat([question, {"role": "assistant", "content": letter}]) for letter in LETTERS]
-        if any(ids[: len(prompt)] != prompt for ids in answered):
-            raise ChuanError(
-                f"the chat template of {self.facts.model} does not say where an answer begins; use --mode base"
-            )
-        return choose_letters([ids[len(prompt) :][:1] for ids in answered], self.facts.model)
-
     @torch.inference_mode()
     def score_letters(
         self, prompts: Iterable[Sequence[int]], letter_ids: Sequence[int]
@@ -139,9 +134,10 @@ class TransformersBackend:
         return self.encode([prompt], bos=True)[0] if isinstance(prompt, str) else self._encode_chat(prompt)
 
     def _encode_chat(self, chat: Sequence[Mapping[str, str]]) -> list[int]:
-        """Up to where the answer begins, or with it where it is there."""
         if self._tokenizer.chat_template is None:
-            raise ChuanError(f"{self.facts.model} is a base model without a chat template; leave out --mode chat")
+            raise ChuanError(
+                f"{self.facts.model} is a base model without a chat template; ask it by --mode base and letters"
+            )
         messages = [dict(message) for message in chat]
         try:
             text = self._tokenizer.apply_chat_template(
