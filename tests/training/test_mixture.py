@@ -13,8 +13,8 @@ from chuan.errors import ChuanError
 from chuan.json_file import read_json
 from chuan.recipes import load_recipe
 from chuan.tokenizer.folder import load_tokenizer
-from chuan.training.mixture import Fit, MixtureRecipe, assign_groups, find_mixture, fit_losses, limit
-from chuan.training.proxy import ProxySettings, measure, read_pool, train_proxy
+from chuan.training.mixture import Fit, MixtureRecipe, assign_groups, choose_best, find_mixture, fit_losses, limit
+from chuan.training.proxy import ProxySettings, build_batches, measure, read_pool, train_proxy
 from tests.corpus.test_build import corpus  # noqa: F401 (a fixture)
 from tests.corpus.test_tokenise import build, vocabulary  # noqa: F401 (a fixture)
 
@@ -65,6 +65,23 @@ def test_more_of_a_group_is_better_for_it(search):
     assert en["en"] < zh["en"]
 
 
+def test_every_step_holds_each_group_in_its_share():
+    train = {name: torch.full((50, 17), number) for number, name in enumerate("abc")}
+    train["b"] = train["b"] + torch.arange(50)[:, None] * 10
+    batches = build_batches(train, {"a": 0.5, "b": 0.37, "c": 0.13}, PROXY, seed=0)
+    groups = torch.stack(batches)[:, :, 0] % 10
+    assert groups.shape == (PROXY.steps, PROXY.rows)
+    for group, share in enumerate((0.5, 0.37, 0.13)):
+        counts = (groups == group).sum(1)
+        assert counts.sum() == round(share * PROXY.steps * PROXY.rows)
+        assert (counts - share * PROXY.rows).abs().max() <= 1
+    rows = torch.cat(batches)[:, 0]
+    less = torch.cat(build_batches(train, {"a": 0.6, "b": 0.27, "c": 0.13}, PROXY, seed=0))[:, 0]
+    of_b = less[less % 10 == 1]
+    assert len(of_b.unique()) == len(of_b)  # none twice before each once
+    assert torch.equal(rows[rows % 10 == 1][: len(of_b)], of_b)  # one order, whatever the shares
+
+
 def test_a_search_goes_on_and_its_result_is_a_recipe(search):
     first = find_mixture(search)
     weights = tomllib.loads(Path(search.output, "mixture.toml").read_text())["mixture"]["sources"]
@@ -108,6 +125,44 @@ def test_left_out_errors_are_those_of_fits_without_the_proxy():
         losses[i] - Fit(mixtures[o], losses[o], 0.1).predict(mixtures[i : i + 1])[0] for i, o in enumerate(others)
     ]
     assert Fit(mixtures, losses, 0.1).left_out_error == pytest.approx(np.sqrt(np.mean(np.square(errors))))
+
+
+def test_errors_of_gains_are_those_of_repeated_searches():
+    """An oracle: many searches whose proxies differ in noise alone."""
+    random = np.random.default_rng(2)
+    mixtures = random.dirichlet(np.full(3, 3.0), 400)
+    others = random.dirichlet(np.full(3, 3.0), 5)
+    losses = 3 - np.sqrt(mixtures) @ [0.5, 0.2, 0.0]
+    fits = [Fit(mixtures, losses + random.normal(0, 0.01, 400), 1e-6) for _ in range(200)]
+    gains = np.stack([fit.compare(others, mixtures[0])[0] for fit in fits])
+    assert gains.std(0) == pytest.approx(fits[0].compare(others, mixtures[0])[1], rel=0.25)
+    truth = np.sqrt(others) @ [0.5, 0.2, 0.0] - np.sqrt(mixtures[0]) @ [0.5, 0.2, 0.0]
+    assert gains.mean(0) == pytest.approx(truth, abs=0.002)
+    assert [part.item() for part in fits[0].compare(mixtures[:1], mixtures[0])] == pytest.approx([0, 0])
+
+
+@pytest.mark.parametrize(("noise", "least"), [(0.0005, 0.9), (0.02, 0.0)])
+def test_what_is_chosen_is_better_or_natural(search, noise, least):
+    """A law whose best mixture is known, and 24 proxies: noise as large as the gain leaves the natural shares at times.
+
+    The least predicted loss as such would be a mixture that loses to them in one of these searches.
+    """
+    weights, target = np.full(3, 0.2), np.full(3, 1 / 3)  # whose best mixture is the target
+    natural = np.array([0.7, 0.2, 0.1])
+    possible = (np.sqrt(target) - np.sqrt(natural)) @ weights
+    for seed in range(16):
+        random = np.random.default_rng(seed)
+        mixtures = np.stack([natural, *random.dirichlet(10 * (natural + target) / 2, 23)])
+        losses = 3 - np.sqrt(mixtures) @ weights + random.normal(0, noise, 24)
+        found = choose_best(search, fit_losses(mixtures, losses), mixtures, target, np.ones(3))
+        assert (np.sqrt(found) - np.sqrt(natural)) @ weights >= least * possible
+        assert found.sum() == pytest.approx(1)
+
+
+def test_without_a_difference_the_natural_shares_are_kept(search):
+    mixtures = np.random.default_rng(0).dirichlet(np.full(3, 3.0), 24)
+    fit = fit_losses(mixtures, np.full(24, 3.0))
+    assert choose_best(search, fit, mixtures, np.full(3, 1 / 3), np.ones(3)).tolist() == mixtures[0].tolist()
 
 
 def test_no_share_is_above_its_largest():

@@ -1,9 +1,11 @@
 """The mixture found by proxies: many small models on drawn mixtures, a regression from shares to loss, its best point.
 
 In: a recipe, and shards that `chuan corpus build` made. Out: `mixture.toml`, to be put into the corpus' recipe, and
-`report.json`. The method is RegMix (Liu et al. 2024, https://arxiv.org/abs/2407.01492) with one change: the regression
-is a ridge over shares and their square roots, which bend as losses do, in place of boosted trees. Proxies that are
-trained stay in `proxies/`: a search that was ended goes on, and one that is asked for more adds to them.
+`report.json`. The method is RegMix (Liu et al. 2024, https://arxiv.org/abs/2407.01492) with two changes. The regression
+is a ridge over the square roots of shares, which bend as losses do, in place of boosted trees: one slope a group is all
+that two dozen noisy proxies can tell. And what is taken is not the least predicted loss, but the surest gain on the
+natural shares: the promise less two standard errors. Proxies that are trained stay in `proxies/`: a search that was
+ended goes on, and one that is asked for more adds to them.
 """
 
 from __future__ import annotations
@@ -32,10 +34,8 @@ from chuan.tokenizer.folder import load_tokenizer
 from chuan.training.proxy import ProxySettings, measure, read_pool, train_proxy
 
 _PENALTIES = 10.0 ** np.arange(-6, 2)  # of the ridge; the one with the least leave-one-out error is taken
-_CANDIDATES, _AVERAGED = (
-    100_000,
-    100,
-)  # mixtures whose loss is predicted, and how many of the best are averaged (RegMix)
+_CANDIDATES, _AVERAGED = 100_000, 100  # mixtures whose loss is predicted, how many of the best are averaged (RegMix)
+_ERRORS = 2.0  # standard errors that a promised gain has to exceed; with one, too much was moved (docs/log.md)
 
 
 class MixtureRecipe(Settings):
@@ -63,6 +63,11 @@ def run_corpus_mix(path: str, overrides: Sequence[str]) -> int:
         print(f"{name:16} {row['natural']:8.3f} {row['found']:8.3f} {row['weight']:8.2f}")
     predicted = report["predicted"]
     print(f"bits per byte, predicted: {predicted['natural']:.4f} at natural shares, {predicted['found']:.4f} as found")
+    gain = report["gain"]
+    if gain["promised"]:
+        print(f"a gain of {gain['promised']:.4f} with a standard error of {gain['standard_error']:.4f}")
+    else:
+        print(f"no mixture is foretold to gain more than {_ERRORS:g} standard errors: the natural shares are kept")
     print(f"rank correlation of predicted and measured, each left out in turn: {report['rank_correlation']:.2f}")
     print(f"{Path(recipe.output) / 'mixture.toml'}: to be put into the recipe of the corpus")
     return 0
@@ -100,13 +105,15 @@ def find_mixture(recipe: MixtureRecipe) -> dict[str, Any]:
             bar.update(bar.task_ids[0], completed=number + 1)
     fit = fit_losses(mixtures, np.array(losses))
     best = choose_best(recipe, fit, mixtures, target, largest)
+    gains, errors = fit.compare(best[None], mixtures[0])
     factors = best / natural
     report = {
         "groups": {
             name: {"natural": natural[i], "found": best[i], "weight": factors[i], "target": target[i]}
             for i, name in enumerate(names)
         },
-        "predicted": {"natural": float(fit.predict(natural[None])[0]), "found": float(fit.predict(best[None])[0])},
+        "predicted": {"natural": float(fit.predict(mixtures[:1])[0]), "found": float(fit.predict(best[None])[0])},
+        "gain": {"promised": float(gains[0]), "standard_error": float(errors[0])},
         "measured": {"natural": losses[0], "best proxy": min(losses)},
         "rank_correlation": fit.rank_correlation,
         "left_out_error": fit.left_out_error,
@@ -182,16 +189,16 @@ def limit(shares: np.ndarray, largest: np.ndarray) -> np.ndarray:
 
 
 class Fit:
-    """A ridge from shares to the loss, and how well it foretells a proxy that it has not seen."""
+    """A ridge from the roots of shares to the loss, and how well it foretells a proxy that it has not seen."""
 
     def __init__(self, mixtures: np.ndarray, losses: np.ndarray, penalty: float) -> None:
         design = _features(mixtures)
         self._mean, self._level = design.mean(0), float(losses.mean())
         centred = design - self._mean
-        inverse = np.linalg.inv(centred.T @ centred + penalty * np.eye(centred.shape[1]))
-        self._slopes = inverse @ centred.T @ (losses - self._level)
+        self._inverse = np.linalg.inv(centred.T @ centred + penalty * np.eye(centred.shape[1]))
+        self._slopes = self._inverse @ centred.T @ (losses - self._level)
         # Leave-one-out in closed form: a residual by one minus its leverage.
-        leverage = np.einsum("ij,jk,ik->i", centred, inverse, centred) + 1 / len(losses)
+        leverage = np.einsum("ij,jk,ik->i", centred, self._inverse, centred) + 1 / len(losses)
         left_out = losses - (losses - self.predict(mixtures)) / (1 - leverage)
         self.left_out_error = float(np.sqrt(np.mean((losses - left_out) ** 2)))
         self.rank_correlation = float(np.corrcoef(left_out.argsort().argsort(), losses.argsort().argsort())[0, 1])
@@ -199,6 +206,15 @@ class Fit:
     def predict(self, mixtures: np.ndarray) -> np.ndarray:
         """(N, groups) -> (N,)."""
         return self._level + (_features(mixtures) - self._mean) @ self._slopes
+
+    def compare(self, mixtures: np.ndarray, base: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """How far the loss of each mixture is below that of `base`, and the standard error of that. (N,) each.
+
+        The error is the ridge's own, with the leave-one-out error as the noise of a proxy.
+        """
+        steps = _features(mixtures) - _features(base[None])
+        errors = self.left_out_error * np.sqrt(np.einsum("ij,jk,ik->i", steps, self._inverse, steps))
+        return -(steps @ self._slopes), errors
 
 
 def fit_losses(mixtures: np.ndarray, losses: np.ndarray) -> Fit:
@@ -209,21 +225,26 @@ def fit_losses(mixtures: np.ndarray, losses: np.ndarray) -> Fit:
 def choose_best(
     recipe: MixtureRecipe, fit: Fit, mixtures: np.ndarray, target: np.ndarray, largest: np.ndarray
 ) -> np.ndarray:
-    """The mean of the mixtures with the least predicted loss, each share between the least and most that proxies had.
+    """The mean of the mixtures that are surest to gain on the natural shares, or those where none is sure to.
 
-    Beyond what was seen, a regression promises most and knows least.
+    The surest has the largest gain less two standard errors: the best of 100,000 promises as such is the luckiest one.
+    Each share is between the least and the most that proxies had.
     """
     random = np.random.default_rng(recipe.seed + 1)
-    drawn = random.dirichlet(recipe.spread * (mixtures[0] + target) / 2, _CANDIDATES)
+    natural = mixtures[0]
+    drawn = random.dirichlet(recipe.spread * (natural + target) / 2, _CANDIDATES)
     seen = (drawn >= mixtures.min(0)) & (drawn <= np.minimum(mixtures.max(0), largest))
     drawn = drawn[seen.all(1)]
     if len(drawn) < _AVERAGED:
         raise ChuanError("max_epochs leaves hardly any mixture; allow more epochs or fewer tokens")
-    return drawn[np.argsort(fit.predict(drawn), kind="stable")[:_AVERAGED]].mean(0)
+    gains, errors = fit.compare(drawn, natural)
+    best = drawn[np.argsort(_ERRORS * errors - gains, kind="stable")[:_AVERAGED]].mean(0)
+    gain, error = fit.compare(best[None], natural)
+    return best if gain[0] > _ERRORS * error[0] else natural
 
 
 def _features(mixtures: np.ndarray) -> np.ndarray:
-    return np.concatenate([mixtures, np.sqrt(mixtures)], axis=1)
+    return np.sqrt(mixtures)
 
 
 def _claim(recipe: MixtureRecipe, output: Path) -> None:

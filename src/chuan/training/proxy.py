@@ -121,7 +121,7 @@ def train_proxy(
     optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}], betas=(0.9, 0.95)
     )
-    for step, batch in enumerate(_batches(pool.train, shares, settings, seed)):
+    for step, batch in enumerate(build_batches(pool.train, shares, settings, seed)):
         warm = min(1.0, (step + 1) / max(1, settings.steps // 10))
         decay = 0.55 + 0.45 * math.cos(math.pi * step / settings.steps)  # to a tenth
         for group in optimizer.param_groups:
@@ -171,19 +171,20 @@ def _cut(ids: np.ndarray, context: int) -> Tensor:
     return torch.from_numpy(ids).unfold(0, context + 1, context)
 
 
-def _batches(
+def build_batches(
     train: Mapping[str, Tensor], shares: Mapping[str, float], settings: ProxySettings, seed: int
 ) -> list[Tensor]:
-    """The steps of a training: of each group as many rows as its share is, in an order of their own."""
+    """The steps of a training: of each group as many rows as its share is, in an order of their own, evenly spread.
+
+    What one step happens to hold more of, the last ones above all, would differ between mixtures by chance.
+    """
     random = np.random.default_rng(seed)
-    names = list(train)
-    orders = [random.permutation(len(train[name])) for name in names]
     total = settings.rows * settings.steps
-    ends = np.rint(np.cumsum([shares[name] for name in names]) * total).astype(int)
-    sequence = random.permutation(np.repeat(np.arange(len(names)), np.diff(ends, prepend=0)))
-    place = [0] * len(names)
-    rows = []
-    for group in sequence:
-        rows.append(train[names[group]][orders[group][place[group] % len(orders[group])]])
-        place[group] += 1
-    return list(torch.stack(rows).split(settings.rows))
+    ends = np.rint(np.cumsum([shares[name] for name in train]) * total).astype(int)
+    rows, places = [], []
+    for own, count in zip(train.values(), np.diff(ends, prepend=0), strict=True):
+        order = np.resize(random.permutation(len(own)), count)
+        rows.append(own[torch.from_numpy(order)])
+        places.append((np.arange(count) + 0.5) / count)
+    sequence = np.concatenate(places).argsort(kind="stable")
+    return list(torch.cat(rows)[torch.from_numpy(sequence)].split(settings.rows))
