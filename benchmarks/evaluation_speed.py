@@ -2,11 +2,11 @@
 
     python benchmarks/evaluation_speed.py DATA [--subjects 8] [--sample 12] [--dtype float32]
 
-SmolLM2-135M, 5-shot, protocol `baichuan`: subjects spread evenly over MMLU's test and C-Eval's val, each whole,
-as an evaluation asks them, the demonstrations new to the engine when its turn comes. The loop does a full pass for each
-question, logits of the last position alone; since no question makes the next one faster, it is asked a sample of each
-subject, and its time for a subject is that of the sample times the questions in it. Both sides have the same prompts,
-type and threads, and take turns, a subject each; the answers are compared.
+SmolLM2-135M, 5-shot, protocol `baichuan`: subjects spread evenly over MMLU's test, C-Eval's val and its test, each
+whole, as an evaluation asks them, the demonstrations new to the engine when its turn comes. The loop does a full pass
+for each question, logits of the last position alone; since no question makes the next one faster, it is asked a sample
+of each subject, and its time for a subject is that of the sample times the questions in it. Both sides have the same
+prompts, type and threads, and take turns, a subject each; the answers are compared.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def main() -> None:
         "(least to most) | other answers |"
     )
     print("|---|---:|---:|---:|---:|---:|---:|---|")
-    for benchmark, split in [("mmlu", "test"), ("ceval", "val")]:
+    for benchmark, split in [("mmlu", "test"), ("ceval", "val"), ("ceval", "test")]:
         protocol = find_protocol(benchmark, "baichuan")
         names = list(find_benchmark(benchmark).subjects)
         spread = names[:: max(1, len(names) // arguments.subjects)][: arguments.subjects]
@@ -93,10 +93,16 @@ def main() -> None:
                 f"{name} {key} (lead {lead:.2g})" for key, (letter, lead) in theirs.items() if ours[key] != letter
             ]
         rates = [questions / second for second in seconds]
-        figures = [benchmark, f"{questions}", f"{tokens / questions:.0f}", f"{rates[0]:.2f}", f"{rates[1]:.2f}"]
+        figures = [
+            f"{benchmark} {split}",
+            f"{questions}",
+            f"{tokens / questions:.0f}",
+            f"{rates[0]:.2f}",
+            f"{rates[1]:.2f}",
+        ]
         spread_of = f"{statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
         figures += [f"{rates[1] / rates[0]:.1f}", spread_of, ", ".join(flips) or "none"]
-        print("| " + " | ".join(figures) + " |")
+        print("| " + " | ".join(figures) + " |", flush=True)
 
 
 if __name__ == "__main__":
