@@ -311,8 +311,8 @@ def _finish(total, scale, bias, n, outputs, SHARE: tl.constexpr, out):
         total *= tl.load(scale + n, mask=n < outputs, other=0.0)[:, None].to(tl.float32)
     y = total.to(out.dtype.element_ty)
     if bias is not None:
-        once = (n < outputs) & (tl.program_id(1) == 0)
-        y += tl.load(bias + n, mask=once, other=0.0)[:, None].to(y.dtype)
+        # By the first of the programs that share the inputs alone.
+        y += tl.load(bias + n, mask=n + tl.program_id(1) * outputs < outputs, other=0.0)[:, None].to(y.dtype)
     return y
 
 
