@@ -26,13 +26,11 @@ import numpy as np
 import torch
 
 from chuan.recipes import load_recipe
-from chuan.training.float8 import apply_float8
 from chuan.training.gpus import GPUS, Gpu
-from chuan.training.loop import Task, Trainer
+from chuan.training.loop import Task, Trainer, build_trainer
 from chuan.training.loss import LanguageModelLoss
 from chuan.training.metrics import choose_compute_dtype, count_operations, measure_products
-from chuan.training.optimizer import build_optimizers
-from chuan.training.parallel import Ranks, apply_parallel, join_ranks
+from chuan.training.parallel import Ranks, join_ranks
 from chuan.training.plan import Forecast, Layout, forecast
 from chuan.training.pretrain import build_decoder
 from chuan.training.recipe import PretrainRecipe
@@ -81,8 +79,8 @@ def read_recipe(arguments: argparse.Namespace, output: str) -> PretrainRecipe:
     return load_recipe(RECIPE, PretrainRecipe, [f"{name}={value}" for name, value in settings.items()])
 
 
-def build_trainer(recipe: PretrainRecipe, ranks: Ranks, documents: int) -> Trainer:
-    """As `pretrain` and `train` do it, but for the data."""
+def begin(recipe: PretrainRecipe, ranks: Ranks, documents: int) -> Trainer:
+    """As `pretrain` does it, but for the data."""
     config = recipe.model.build_config()
     dtype = choose_compute_dtype(recipe.dtype, ranks.device)
     task = Task(
@@ -97,10 +95,7 @@ def build_trainer(recipe: PretrainRecipe, ranks: Ranks, documents: int) -> Train
     torch.manual_seed(recipe.seed)
     with ranks.device:
         model = LanguageModelLoss(build_decoder(config), recipe.loss)
-    if recipe.dtype == "float8":
-        apply_float8(model, ranks.device)
-    apply_parallel(model, ranks, recipe.parallel, dtype)
-    return Trainer(model, build_optimizers(model.named_parameters(), recipe.optimizer), recipe, ranks, task)
+    return build_trainer(model, recipe, ranks, task, dtype)
 
 
 def wait(device: torch.device) -> float:
@@ -114,7 +109,7 @@ def measure(recipe: PretrainRecipe, steps: int, documents: int) -> dict[str, Any
     """Seconds of each step after those for compiling, the highest memory in them, and the losses of all."""
     start = time.perf_counter()
     with join_ranks(recipe.parallel, recipe.device) as ranks:
-        trainer = build_trainer(recipe, ranks, documents)
+        trainer = begin(recipe, ranks, documents)
         device = ranks.device
         print(f"built in {wait(device) - start:.1f} s; products at {trainer.task.peak / 1e12:.1f} TFLOP/s", flush=True)
         seconds, losses = [], []

@@ -92,7 +92,7 @@ class Plain:
 )
 def test_a_runner_gives_what_the_plain_one_gives(monkeypatch, bits: int, changes: dict):
     assert GpuRunner.takes(build_decoder(bits, **changes))
-    monkeypatch.setattr(GpuRunner, "_prepare", lambda self, rows, splits, columns: Plain(self, splits))
+    monkeypatch.setattr(GpuRunner, "_prepare", lambda self, rows, splits: Plain(self, splits))
     plain, ours = TorchRunner(build_decoder(bits, **changes), 24), GpuRunner(build_decoder(bits, **changes), 24)
     ids = torch.randint(0, 96, (1000,)).tolist()
     pages = {"long": list(range(14)), "short": [20, 17]}

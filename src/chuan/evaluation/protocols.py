@@ -171,32 +171,13 @@ _TABLE: list[LetterProtocol | ExamProtocol] = [
     ),
     *(
         LetterProtocol(
-            "baichuan",
-            benchmark,
-            _agieval_header,
-            _agieval_item,
-            "",
-            "\n",
-            "bare",
-            bos=False,
-            average="micro",
-            drawn=True,
-            remark=_OURS,
+            "baichuan", benchmark, header, item, "", "\n", "bare", bos=False, average="micro", drawn=True, remark=_OURS
         )
-        for benchmark in ("agieval", "agieval-v1")
-    ),
-    LetterProtocol(
-        "baichuan",
-        "gaokao",
-        _ceval_header,
-        _gaokao_item,
-        "",
-        "\n",
-        "bare",
-        bos=False,
-        average="micro",
-        drawn=True,
-        remark=_OURS,
+        for benchmark, header, item in (
+            ("agieval", _agieval_header, _agieval_item),
+            ("agieval-v1", _agieval_header, _agieval_item),
+            ("gaokao", _ceval_header, _gaokao_item),
+        )
     ),
     ExamProtocol(),
 ]

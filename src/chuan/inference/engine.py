@@ -29,9 +29,8 @@ class Engine:
     def __init__(self, runner: Runner, tokenizer: Tokenizer, speculate: bool = True) -> None:
         self.runner = runner
         self.tokenizer = tokenizer
-        scaling = runner.config.rope_scaling
         # Dynamic RoPE's angles depend on how many tokens there are, drafts included: they would change the answer.
-        self.speculate = speculate and (scaling is None or scaling.rope_type != "dynamic")
+        self.speculate = speculate and not runner.config.has_dynamic_rope
         self._scheduler = Scheduler(runner.page_count, runner.chunk)
         self._stepping = threading.Lock()
         self._arriving = threading.Lock()

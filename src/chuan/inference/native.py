@@ -38,9 +38,6 @@ class NativeRunner:
     def __init__(self, decoder: Decoder, kernels: NativeKernels, page_count: int) -> None:
         config = decoder.config
         self.config: ModelConfig = config
-        # Dynamic RoPE's angles depend on how long the longest sequence is: there each runs alone.
-        scaling = config.rope_scaling
-        self._dynamic = scaling is not None and scaling.rope_type == "dynamic"
         self.page_count = page_count
         self._decoder = decoder
         self._kernels = kernels
@@ -79,7 +76,7 @@ class NativeRunner:
 
     @torch.inference_mode()
     def run(self, pieces: Sequence[Piece]) -> Tensor:
-        if self._dynamic and len(pieces) > 1:
+        if self.config.has_dynamic_rope and len(pieces) > 1:  # each alone
             return torch.cat([self.run([piece]) for piece in pieces])
         token_ids, positions, kept = lay_out(pieces)
         pages: list[int] = []
@@ -120,7 +117,7 @@ class NativeRunner:
     def _find_angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines (T, D / 2) of positions (T,)."""
         rope, half = self._decoder.rope, self.config.head_dim // 2
-        if self._dynamic:
+        if self.config.has_dynamic_rope:
             cos, sin = rope.cos_sin(positions[None])
             return cos[0, 0, :, :half].contiguous(), sin[0, 0, :, :half].contiguous()
         if self._angles is None:

@@ -36,6 +36,11 @@ class Piece:
     pages: Sequence[int]
     keep: int
 
+    @property
+    def span(self) -> Span:
+        """Where its tokens are in the cache."""
+        return Span(self.past, len(self.token_ids), self.pages)
+
 
 class Runner(Protocol):
     """What the engine asks of a model. No sequence's logits may depend on what else is in the batch.
@@ -81,18 +86,15 @@ class TorchRunner:
         self.page_count = page_count
         self._decoder = decoder
         self._cache: PagedCache | None = None
-        scaling = decoder.config.rope_scaling
-        # Dynamic RoPE's angles depend on how long the longest sequence is: there each runs alone.
-        self._alone = scaling is not None and scaling.rope_type == "dynamic"
 
     @torch.inference_mode()
     def run(self, pieces: Sequence[Piece]) -> Tensor:
-        if self._alone and len(pieces) > 1:
+        if self.config.has_dynamic_rope and len(pieces) > 1:  # each alone
             return torch.cat([self.run([piece]) for piece in pieces])
         weight = self._decoder.model.embed_tokens.weight
         if self._cache is None:
             self._cache = PagedCache(self.config, self.page_count, PAGE, weight.dtype, weight.device)
-        self._cache.begin([Span(piece.past, len(piece.token_ids), piece.pages) for piece in pieces])
+        self._cache.begin([piece.span for piece in pieces])
         token_ids, positions, kept = lay_out(pieces)
         logits = self._decoder(
             torch.tensor([token_ids], device=weight.device),

@@ -156,7 +156,7 @@ class ModelConfig:
             _check_number(name, getattr(self, name), integer=True)
         if self.head_dim % 2:
             raise ChuanError(f"head_dim must be even for RoPE, not {self.head_dim}")
-        if self.rope_scaling and self.rope_scaling.rope_type == "dynamic" and self.head_dim < 4:
+        if self.has_dynamic_rope and self.head_dim < 4:
             raise ChuanError(f"dynamic rope_scaling needs a head_dim of at least 4, not {self.head_dim}")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ChuanError(
@@ -189,6 +189,11 @@ class ModelConfig:
         values = dataclasses.asdict(self)
         values["rope_scaling"] = self.rope_scaling.to_dict() if self.rope_scaling else None
         return values | {"hidden_act": "silu"}
+
+    @property
+    def has_dynamic_rope(self) -> bool:
+        """Whether the rotary angles depend on how long the longest sequence is."""
+        return self.rope_scaling is not None and self.rope_scaling.rope_type == "dynamic"
 
     @property
     def context_length(self) -> int:

@@ -27,6 +27,11 @@ class Span:
     tokens: int
     pages: Sequence[int]
 
+    def list_slots(self, page_size: int) -> list[int]:
+        """Where in the cache the new ones go."""
+        places = range(self.past, self.past + self.tokens)
+        return [self.pages[place // page_size] * page_size + place % page_size for place in places]
+
 
 @dataclass(frozen=True)
 class _Read:
@@ -75,7 +80,7 @@ class PagedCache:
         size, device = self._page_size, self._slots.device
         slots: list[int] = []
         for span in spans:
-            slots += [span.pages[i // size] * size + i % size for i in range(span.past, span.past + span.tokens)]
+            slots += span.list_slots(size)
         self._slots = torch.tensor(slots, device=device)
         self._groups, row, index = [], 0, 0
         while index < len(spans):

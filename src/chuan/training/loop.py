@@ -61,14 +61,21 @@ def train(
     Returns what was trained, whole on the first rank and empty on the others; None where the run ended before its last
     step.
     """
-    if recipe.dtype == "float8":
-        apply_float8(model, ranks.device)
-    apply_parallel(model, ranks, recipe.parallel, dtype)
-    trainer = Trainer(model, build_optimizers(model.named_parameters(), recipe.optimizer), recipe, ranks, task)
+    trainer = build_trainer(model, recipe, ranks, task, dtype)
     trainer.resume()
     if not trainer.run(stop_after) or trainer.step < recipe.steps:
         return None
     return gather_weights(model)
+
+
+def build_trainer(
+    model: LanguageModelLoss, recipe: TrainRecipe, ranks: Ranks, task: Task, dtype: torch.dtype
+) -> Trainer:
+    """A run at its beginning, its model spread over its ranks."""
+    if recipe.dtype == "float8":
+        apply_float8(model, ranks.device)
+    apply_parallel(model, ranks, recipe.parallel, dtype)
+    return Trainer(model, build_optimizers(model.named_parameters(), recipe.optimizer), recipe, ranks, task)
 
 
 class Trainer:

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from chuan.inference.gpu.chain import is_chained, wait_for_previous
+from chuan.inference.gpu.chain import chain_options, wait_for_previous
 from chuan.inference.gpu.linears import find_place
 
 _LEAST_HEADS = 16  # what the matrix units take at least
@@ -33,9 +33,8 @@ def normalise(x: Tensor, parts: Tensor | None, weight: Tensor, eps: float, plane
         PARTS=0 if parts is None else len(parts),
         PLANES=planes,
         BLOCK=triton.next_power_of_2(width),
-        CHAINED=is_chained(x.device),
         num_warps=8,
-        launch_pdl=is_chained(x.device),
+        **chain_options(x.device),
     )
     return total, out
 
@@ -98,9 +97,8 @@ def rotate_and_store(
         KV_HEADS=kv_heads,
         SIZE=size,
         BLOCK=triton.next_power_of_2(size // 2),
-        CHAINED=is_chained(qkv.device),
         num_warps=1,
-        launch_pdl=is_chained(qkv.device),
+        **chain_options(qkv.device),
     )
     return queries
 
@@ -158,8 +156,7 @@ def attend_pages(
     out = torch.empty_like(queries)
     parts = torch.empty(rows, heads, splits, size, dtype=torch.float32, device=queries.device) if splits > 1 else out
     logs = torch.empty(rows, heads, splits, dtype=torch.float32, device=queries.device) if splits > 1 else None
-    chained = is_chained(queries.device)
-    shape = {"HEADS": heads, "SIZE": size, "SPLITS": splits, "PLANES": planes, "CHAINED": chained}
+    shape = {"HEADS": heads, "SIZE": size, "SPLITS": splits, "PLANES": planes, **chain_options(queries.device)}
     _attend[(rows, kv_heads, splits)](
         queries,
         keys,
@@ -176,13 +173,10 @@ def attend_pages(
         BLOCK_H=max(_LEAST_HEADS, triton.next_power_of_2(heads // kv_heads)),
         BLOCK_D=max(16, triton.next_power_of_2(size)),
         num_warps=4,
-        launch_pdl=chained,
         **shape,
     )
     if splits > 1:
-        _join[(rows, heads)](
-            parts, logs, out, BLOCK_D=triton.next_power_of_2(size), num_warps=1, launch_pdl=chained, **shape
-        )
+        _join[(rows, heads)](parts, logs, out, BLOCK_D=triton.next_power_of_2(size), num_warps=1, **shape)
     return out
 
 

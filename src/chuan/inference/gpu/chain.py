@@ -18,9 +18,10 @@ def on_device(device: torch.device) -> AbstractContextManager[None]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def is_chained(device: torch.device) -> bool:
-    """Whether kernels on a device can be launched so."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+def chain_options(device: torch.device) -> dict[str, bool]:
+    """What every launch says: whether the device can launch so, to the kernel and to Triton."""
+    chained = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+    return {"CHAINED": chained, "launch_pdl": chained}
 
 
 @triton.jit

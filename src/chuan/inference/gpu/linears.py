@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from chuan.inference.gpu.chain import is_chained, on_device, wait_for_previous
+from chuan.inference.gpu.chain import chain_options, on_device, wait_for_previous
 from chuan.quantization.int4 import Int4Linear
 from chuan.quantization.int8 import Int8Linear
 
@@ -57,7 +57,6 @@ def _launch(x: Tensor, linear: Int8Linear | Int4Linear, gated: bool, split: bool
     splits = _SPLITS if split and rows > 1 else 1
     shape, dtype = ((splits, rows, made), torch.float32) if split else ((rows, made), x.dtype)
     out = torch.empty(shape, dtype=dtype, device=x.device)
-    chained = is_chained(x.device)
     _multiply[(triton.cdiv(made, block_n), splits)](
         x,
         words,
@@ -76,9 +75,8 @@ def _launch(x: Tensor, linear: Int8Linear | Int4Linear, gated: bool, split: bool
         BLOCK_N=block_n,
         BLOCK_K=block_k,
         STAGES=stages,
-        CHAINED=chained,
         num_warps=warps,
-        launch_pdl=chained,
+        **chain_options(x.device),
     )
     return out
 
@@ -235,14 +233,13 @@ def _sum_products(
             next_words, next_size = _load_block(
                 weight, scale, n, start + BLOCK_K, outputs, WORDS, PLANES, SHARE, BLOCK_K
             )
-        else:
-            words, size = _load_block(weight, scale, n, start, outputs, WORDS, PLANES, SHARE, BLOCK_K)
-        if BLOCK_M == 1:
             part = _sum_row(x, words, k, exponent, WORDS, PLANES)
             if SHARE > 0:
                 part = tl.sum(tl.reshape(part, (BLOCK_N, GROUPS, SHARE)), axis=2) * size
             total += part
+            words, size = next_words, next_size
         else:
+            words, size = _load_block(weight, scale, n, start, outputs, WORDS, PLANES, SHARE, BLOCK_K)
             for plane in tl.static_range(PLANES):
                 level, inverse = _pick_plane(words, plane, exponent, PLANES)
                 if SHARE > 0:
@@ -256,8 +253,6 @@ def _sum_products(
                     other=0.0,
                 )
                 total = tl.dot(level.to(columns.dtype), columns, total, input_precision="ieee")
-        if BLOCK_M == 1:
-            words, size = next_words, next_size
     if BLOCK_M == 1:
         total = tl.sum(total, axis=1)[:, None]
     return total

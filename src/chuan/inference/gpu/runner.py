@@ -64,10 +64,9 @@ class GpuRunner(TorchRunner):
 
         Weights that are trained stay where their optimizer knows them.
         """
-        scaling = decoder.config.rope_scaling
-        fixed = scaling is None or scaling.rope_type != "dynamic"
-        trained = any(parameter.requires_grad for parameter in decoder.parameters())
-        return fixed and not trained and all(_Layer.takes(layer) for layer in decoder.model.layers)
+        if decoder.config.has_dynamic_rope or any(parameter.requires_grad for parameter in decoder.parameters()):
+            return False
+        return all(_Layer.takes(layer) for layer in decoder.model.layers)
 
     def run(self, pieces: Sequence[Piece]) -> Tensor:
         rows = sum(len(piece.token_ids) for piece in pieces)
@@ -75,30 +74,35 @@ class GpuRunner(TorchRunner):
 
     @torch.inference_mode()
     def _run_few(self, pieces: Sequence[Piece]) -> Tensor:
-        token_ids, _, kept = lay_out(pieces)
-        pages = max(count_pages(piece.past + len(piece.token_ids)) for piece in pieces)
-        rows = _round_up(len(token_ids))
+        token_ids, positions, kept = lay_out(pieces)
+        pages = count_pages(max(positions) + 1)
+        rows, filled = _round_up(len(token_ids)), slice(len(token_ids))
         splits = min(_MOST_SPLITS, _round_up(-(-pages // _SPLIT_PAGES)))
-        batch = np.zeros((rows, _PAGES + count_pages(self.config.context_length)), np.int32)
-        batch[:, _SLOT] = self.page_count * PAGE
+        batch = self._build_batch(rows)
+        batch[filled, _ID], batch[filled, _POSITION] = token_ids, positions
+        batch[filled, _SLOT] = [slot for piece in pieces for slot in piece.span.list_slots(PAGE)]
+        batch[filled, _LENGTH] = batch[filled, _POSITION] + 1
         row = 0
         for piece in pieces:
-            for position in range(piece.past, piece.past + len(piece.token_ids)):
-                slot = piece.pages[position // PAGE] * PAGE + position % PAGE
-                batch[row, :_PAGES] = token_ids[row], position, slot, position + 1
-                batch[row, _PAGES : _PAGES + len(piece.pages)] = piece.pages
-                row += 1
+            end = row + len(piece.token_ids)
+            batch[row:end, _PAGES : _PAGES + len(piece.pages)] = piece.pages
+            row = end
         run = self._graphs.get((rows, splits))
         if run is None:
-            run = self._graphs[rows, splits] = self._prepare(rows, splits, batch.shape[1])
+            run = self._graphs[rows, splits] = self._prepare(rows, splits)
         logits = run(torch.from_numpy(batch))
         return logits[kept].float().cpu() if len(kept) < rows else logits.float().cpu()
 
-    def _prepare(self, rows: int, splits: int, columns: int) -> Callable[[Tensor], Tensor]:
+    def _build_batch(self, rows: int) -> np.ndarray:
+        """Rows that fill up: they attend to nothing."""
+        batch = np.zeros((rows, _PAGES + count_pages(self.config.context_length)), np.int32)
+        batch[:, _SLOT] = self.page_count * PAGE
+        return batch
+
+    def _prepare(self, rows: int, splits: int) -> Callable[[Tensor], Tensor]:
         """A pass of so many rows, captured."""
         device = self._decoder.model.embed_tokens.weight.device
-        batch = torch.zeros(rows, columns, dtype=torch.int32, device=device)
-        batch[:, _SLOT] = self.page_count * PAGE
+        batch = torch.from_numpy(self._build_batch(rows)).to(device)
         compute = functools.partial(self._compute, batch, splits)
         graph = torch.cuda.CUDAGraph()
         with on_device(device):
@@ -174,18 +178,16 @@ class _Joined:
 
     def run(self, x: Tensor) -> Tensor:
         """(M, K) -> (M, N)."""
-        return (
-            multiply(x, self.linear)
-            if not isinstance(self.linear, nn.Linear)
-            else F.linear(x, self.linear.weight, self.linear.bias)
-        )
+        if isinstance(self.linear, nn.Linear):
+            return F.linear(x, self.linear.weight, self.linear.bias)
+        return multiply(x, self.linear)
 
     def run_gated(self, x: Tensor) -> Tensor:
         """(M, K) -> (M, N / 2): silu of the first half of the outputs times the other."""
-        if not isinstance(self.linear, nn.Linear):
-            return multiply_gated(x, self.linear)
-        gate, up = self.run(x).chunk(2, dim=-1)
-        return F.silu(gate) * up
+        if isinstance(self.linear, nn.Linear):
+            gate, up = self.run(x).chunk(2, dim=-1)
+            return F.silu(gate) * up
+        return multiply_gated(x, self.linear)
 
     def run_in_parts(self, x: Tensor) -> Tensor:
         """(M, K) -> (S, M, N), still to be summed."""
