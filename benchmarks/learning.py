@@ -2,12 +2,13 @@
 
     python benchmarks/learning.py SHARDS TOKENIZER [--minutes 20] [--seeds 2] [--output build/learning]
 
-The model of recipes/pretrain-mini.toml, the same rows of the same shards, as many steps as each side does in the time
-on this machine (its own speed, measured first). The Trainer has the batch and the warmup of ours, cosine to a tenth,
-weight decay 0.1, betas 0.9 and 0.95, `torch_compile`, and four rows at a time, which is faster for it than all.
-Validation is in bits per byte over the same rows: ours with its documents apart, as it was trained; the Trainer's with
-whole rows, as it was.
-Writes a table, a plot, and the curves as JSON.
+The model of recipes/pretrain-mini.toml, the same rows of the same shards, as many steps as each side does in the time:
+the two sides' speeds are measured first, in turns, and fix the steps of every run. Each computes in the type that this
+processor multiplies faster. The Trainer has the batch and the warmup of ours, cosine to a tenth, weight decay 0.1,
+betas 0.9 and 0.95, `torch_compile`, and four rows at a time, which is faster for it than all. Validation is in bits per
+byte over the same rows: ours with its documents apart, as it was trained; the Trainer's with whole rows, as it was.
+Writes a table, a plot, and the curves as JSON. A run that has ended is kept in the output folder; the same command goes
+on behind it.
 """
 
 from __future__ import annotations
@@ -15,8 +16,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 import statistics
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +36,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 from chuan.corpus.shards import ShardReader
 from chuan.recipes import load_recipe
 from chuan.tokenizer.folder import load_tokenizer
-from chuan.training.metrics import bits_per_byte, count_bytes
+from chuan.training.metrics import bits_per_byte, choose_compute_dtype, count_bytes
 from chuan.training.pretrain import build_decoder, pretrain
 from chuan.training.recipe import PretrainRecipe
 from chuan.training.rows import IGNORED, ShardRows
@@ -40,44 +45,62 @@ from chuan.training.watch import read_log
 RECIPE = Path(__file__).parents[1] / "recipes" / "pretrain-mini.toml"
 LEARNING_RATES = (0.0006, 0.0015, 0.004)
 POINTS, VALIDATION_ROWS, ROWS_AT_A_TIME = 8, 64, 4
+TURNS, TIMED_STEPS = 3, 7
 
 Curve = list[tuple[float, float]]  # (minutes of training, bits per byte)
+CPU = torch.device("cpu")
 
 
-def read_recipe(arguments: argparse.Namespace, name: str, *overrides: str) -> PretrainRecipe:
-    settings = [
-        f"data.shards={arguments.shards}",
-        f"data.tokenizer={arguments.tokenizer}",
-        f"output={arguments.output / name}",
-        "state.every=100000",
-        "watch.log=1",
-        f"watch.validation_rows={VALIDATION_ROWS}",
-    ]
-    return load_recipe(RECIPE, PretrainRecipe, [*settings, *overrides])
+@dataclass(frozen=True)
+class Given:
+    """What all runs have in common."""
+
+    shards: str
+    tokenizer: str
+    minutes: float
+    output: Path
+    dtype: torch.dtype
+
+    def read_recipe(self, name: str, *overrides: str) -> PretrainRecipe:
+        settings = [
+            f"data.shards={self.shards}",
+            f"data.tokenizer={self.tokenizer}",
+            f"output={self.output / name}",
+            f"dtype={str(self.dtype).removeprefix('torch.')}",
+            "state.every=100000",
+            "watch.log=1",
+            f"watch.validation_rows={VALIDATION_ROWS}",
+        ]
+        return load_recipe(RECIPE, PretrainRecipe, [*settings, *overrides])
+
+    def count_steps(self, seconds: float) -> int:
+        return int(60 * self.minutes / seconds)
 
 
-def run_ours(arguments: argparse.Namespace, seed: int) -> Curve:
-    """Measures the speed over a few steps, then trains."""
-    warm = read_recipe(arguments, f"ours-speed-{seed}", "steps=6", "watch.validate_every=0")
-    pretrain(warm)
-    tokens = warm.batch.rows * warm.data.length
-    rates = [entry["tokens_per_second"] for entry in read_log(Path(warm.output)) if "tokens_per_second" in entry]
-    seconds = tokens / statistics.median(rates[2:])
-    steps = int(60 * arguments.minutes / seconds)
+def time_ours(given: Given, turn: int) -> list[float]:
+    """Seconds of steps, without the first ones."""
+    recipe = given.read_recipe(f"speed-{turn}", f"steps={TIMED_STEPS}", "watch.validate_every=0")
+    shutil.rmtree(recipe.output, ignore_errors=True)  # another try's
+    pretrain(recipe)
+    tokens = recipe.batch.rows * recipe.data.length
+    rates = [entry["tokens_per_second"] for entry in read_log(Path(recipe.output)) if "tokens_per_second" in entry]
+    return [tokens / rate for rate in rates[2:]]
+
+
+def run_ours(given: Given, seconds: float, seed: int) -> Curve:
+    """Trains for the time's steps; the minutes are those that they take at the measured speed."""
+    steps = given.count_steps(seconds)
     every = max(1, steps // POINTS)
-    recipe = read_recipe(
-        arguments, f"ours-{seed}", f"steps={steps}", f"seed={seed}", f"watch.validate_every={every}",
+    recipe = given.read_recipe(
+        f"ours-{seed}", f"steps={steps}", f"seed={seed}", f"watch.validate_every={every}",
         f"schedule.warmup={max(1, steps // 20)}",
     )  # fmt: skip
     pretrain(recipe)
-    log = read_log(Path(recipe.output))
-    spent, curve = 0.0, []
-    for entry in log:
-        if "tokens_per_second" in entry:
-            spent += tokens / entry["tokens_per_second"]
-        if "validation_bits_per_byte" in entry:
-            curve.append((spent / 60, entry["validation_bits_per_byte"]))
-    return curve
+    return [
+        (entry["step"] * seconds / 60, entry["validation_bits_per_byte"])
+        for entry in read_log(Path(recipe.output))
+        if "validation_bits_per_byte" in entry
+    ]
 
 
 class TokenRows(Dataset):
@@ -96,22 +119,21 @@ class TokenRows(Dataset):
 
 
 class Watch(TrainerCallback):
-    """Validates now and then, and keeps the time that training alone took."""
+    """Times the steps, and validates now and then."""
 
     def __init__(self, every: int, validation: ShardRows, sizes: np.ndarray) -> None:
         self.every, self.validation, self.sizes = every, validation, sizes
-        self.began = self.spent = 0.0
+        self.began = 0.0
         self.times: list[float] = []
-        self.curve: Curve = []
+        self.points: Curve = []  # (steps, bits per byte)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         self.began = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **others: Any) -> None:
         self.times.append(time.perf_counter() - self.began)
-        self.spent += self.times[-1]
-        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
-            self.curve.append((self.spent / 60, measure(model, self.validation, self.sizes)))
+        if self.every and (state.global_step % self.every == 0 or state.global_step == state.max_steps):
+            self.points.append((state.global_step, measure(model, self.validation, self.sizes)))
 
 
 @torch.no_grad()
@@ -128,47 +150,46 @@ def measure(model: LlamaForCausalLM, rows: ShardRows, sizes: np.ndarray) -> floa
     return bits_per_byte(total, size)
 
 
-def run_theirs(arguments: argparse.Namespace, learning_rate: float, seed: int) -> Curve:
-    recipe = read_recipe(arguments, "theirs")
+def train_theirs(given: Given, learning_rate: float, seed: int, steps: int, every: int) -> Watch:
+    recipe = given.read_recipe("theirs")
     length = recipe.data.length
     rows = ShardRows(ShardReader(recipe.data.shards), length, seed)
     validation = ShardRows(ShardReader(recipe.data.shards, "validation"), length, recipe.seed)
-    sizes = count_bytes(load_tokenizer(recipe.data.tokenizer))
     config = LlamaConfig(**recipe.model.build_config().to_dict(), use_cache=False)
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(config)
+    model.load_state_dict(build_decoder(recipe.model.build_config()).state_dict())  # the start of ours
+    watch = Watch(every, validation, count_bytes(load_tokenizer(recipe.data.tokenizer)))
+    options = TrainingArguments(
+        output_dir=str(given.output / "theirs"),
+        max_steps=steps,
+        per_device_train_batch_size=ROWS_AT_A_TIME,
+        gradient_accumulation_steps=recipe.batch.rows // ROWS_AT_A_TIME,
+        learning_rate=learning_rate,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": 0.1},
+        warmup_steps=max(1, steps // 20),
+        weight_decay=0.1,
+        adam_beta1=0.9,
+        adam_beta2=0.95,
+        max_grad_norm=1.0,
+        bf16=given.dtype == torch.bfloat16,
+        torch_compile=True,
+        use_cpu=True,
+        save_strategy="no",
+        report_to="none",
+        logging_strategy="no",
+        disable_tqdm=True,
+        seed=seed,
+    )
+    InOrder(model=model, args=options, train_dataset=TokenRows(rows), callbacks=[watch]).train()
+    return watch
 
-    def train(steps: int, every: int) -> Watch:
-        torch.manual_seed(seed)
-        model = LlamaForCausalLM(config)
-        model.load_state_dict(build_decoder(recipe.model.build_config()).state_dict())  # the start of ours
-        watch = Watch(every, validation, sizes)
-        options = TrainingArguments(
-            output_dir=str(arguments.output / "theirs"),
-            max_steps=steps,
-            per_device_train_batch_size=ROWS_AT_A_TIME,
-            gradient_accumulation_steps=recipe.batch.rows // ROWS_AT_A_TIME,
-            learning_rate=learning_rate,
-            lr_scheduler_type="cosine_with_min_lr",
-            lr_scheduler_kwargs={"min_lr_rate": 0.1},
-            warmup_steps=max(1, steps // 20),
-            weight_decay=0.1,
-            adam_beta1=0.9,
-            adam_beta2=0.95,
-            max_grad_norm=1.0,
-            torch_compile=True,
-            use_cpu=True,
-            save_strategy="no",
-            report_to="none",
-            logging_strategy="no",
-            disable_tqdm=True,
-            seed=seed,
-        )
-        trainer = InOrder(model=model, args=options, train_dataset=TokenRows(rows), callbacks=[watch])
-        trainer.train()
-        return watch
 
-    seconds = statistics.median(train(6, 1000).times[2:])
-    steps = int(60 * arguments.minutes / seconds)
-    return train(steps, max(1, steps // POINTS)).curve
+def run_theirs(given: Given, seconds: float, learning_rate: float, seed: int) -> Curve:
+    steps = given.count_steps(seconds)
+    watch = train_theirs(given, learning_rate, seed, steps, max(1, steps // POINTS))
+    return [(step * seconds / 60, value) for step, value in watch.points]
 
 
 class InOrder(Trainer):
@@ -191,6 +212,22 @@ def render_plot(curves: dict[str, list[Curve]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def keep(path: Path, compute: Callable[[], Any]) -> Any:
+    """What `compute` gives, or gave when this was last run to here."""
+    if not path.exists():
+        path.write_text(json.dumps(compute()))
+    return json.loads(path.read_text())
+
+
+def time_sides(given: Given) -> dict[str, float]:
+    """The median seconds of a step, the sides taking turns."""
+    times: dict[str, list[float]] = {"ours": [], "theirs": []}
+    for turn in range(TURNS):
+        times["ours"] += time_ours(given, turn)
+        times["theirs"] += train_theirs(given, LEARNING_RATES[0], 0, TIMED_STEPS, 0).times[2:]
+    return {side: statistics.median(seconds) for side, seconds in times.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shards")
@@ -199,20 +236,37 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path("build/learning"))
     arguments = parser.parse_args()
-    curves: dict[str, list[Curve]] = {"Chuan": [run_ours(arguments, seed) for seed in range(arguments.seeds)]}
+    output = arguments.output
+    output.mkdir(parents=True, exist_ok=True)
+    dtype = choose_compute_dtype("auto", CPU)
+    given = Given(arguments.shards, arguments.tokenizer, arguments.minutes, output, dtype)
+    seconds = keep(output / "seconds.json", lambda: time_sides(given))
+
+    def run(learning_rate: float, seed: int) -> Curve:
+        path = output / f"theirs-{learning_rate}-{seed}.json"
+        return keep(path, lambda: run_theirs(given, seconds["theirs"], learning_rate, seed))
+
+    curves: dict[str, list[Curve]] = {
+        "Chuan": [
+            keep(output / f"ours-{seed}.json", partial(run_ours, given, seconds["ours"], seed))
+            for seed in range(arguments.seeds)
+        ]
+    }
     for learning_rate in LEARNING_RATES:
-        curves[f"Trainer, AdamW {learning_rate}"] = [run_theirs(arguments, learning_rate, 0)]
+        curves[f"Trainer, AdamW {learning_rate}"] = [run(learning_rate, 0)]
     best = min(list(curves)[1:], key=lambda name: curves[name][0][-1][1])
     for seed in range(1, arguments.seeds):
-        curves[best].append(run_theirs(arguments, float(best.rpartition(" ")[2]), seed))
-    (arguments.output / "curves.json").write_text(json.dumps(curves))
-    render_plot(curves, arguments.output / "learning.png")
-    print(describe_machine(), f"\n{arguments.minutes:g} minutes a run\n")
-    print("| side | validation, bits per byte, at the end of each run | mean |\n|---|---|---|")
+        curves[best].append(run(float(best.rpartition(" ")[2]), seed))
+    render_plot(curves, output / "learning.png")
+    print(describe_machine(), f"\n{str(dtype).removeprefix('torch.')}, {arguments.minutes:g} minutes a run\n")
+    print("| side | seconds a step | steps | validation, bits per byte, at the end of each run | mean |")
+    print("|---|---|---|---|---|")
     for name, runs in curves.items():
+        each = seconds["ours" if name == "Chuan" else "theirs"]
         ends = [curve[-1][1] for curve in runs]
         shown = "diverged" if not all(map(math.isfinite, ends)) else f"{statistics.mean(ends):.4f}"
-        print(f"| {name} | {', '.join(f'{end:.4f}' for end in ends)} | {shown} |")
+        values = ", ".join(f"{end:.4f}" for end in ends)
+        print(f"| {name} | {each:.2f} | {given.count_steps(each)} | {values} | {shown} |")
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def measure(length: int, rows: int, checkpointing: bool) -> int:
     with join_ranks(ParallelSettings(), "cpu") as ranks:
         model = LanguageModelLoss(build_decoder(recipe.model.build_config()), LossSettings())
         apply_parallel(model, ranks, ParallelSettings(checkpointing=checkpointing), torch.float32)
-        optimizers = build_optimizers(model.named_parameters(), recipe.optimizer)
+        optimizers = build_optimizers(model.named_parameters(), recipe.optimizer, torch.float32)
         tokens = torch.randint(0, recipe.model.vocab_size, (rows, length + 1))
         for _ in range(2):
             total, _ = model(tokens[:, :-1], torch.zeros_like(tokens[:, :-1]), tokens[:, 1:])

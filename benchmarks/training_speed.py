@@ -41,7 +41,7 @@ def build_ours(
     """A step of the loop, without its log."""
     model = LanguageModelLoss(build_decoder(recipe.model.build_config()), LossSettings())
     apply_parallel(model, ranks, ParallelSettings(compile=compiled), dtype)
-    optimizers = build_optimizers(model.named_parameters(), recipe.optimizer)
+    optimizers = build_optimizers(model.named_parameters(), recipe.optimizer, dtype)
     rows, length = recipe.batch.rows, recipe.data.length
     tokens = torch.randint(0, recipe.model.vocab_size, (rows, length + 1))
     documents = (torch.arange(length) // document).expand(rows, length)

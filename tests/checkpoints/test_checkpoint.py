@@ -1,6 +1,7 @@
 """Loading weights: what is checked, what is converted on the way, and how much memory it takes."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -209,13 +210,15 @@ def test_memory_is_the_model_and_one_tensor(tmp_path: Path):
         folders.append(str(folder))
     torch.save(tensors, tmp_path / "bin" / "pytorch_model.bin")
     save_file(tensors, tmp_path / "safetensors" / "model.safetensors")
+    # glibc would keep freed memory for later, more or less of it by the threads' turns: what is held is to be measured.
+    env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     done = subprocess.run(
-        [sys.executable, "-c", MEMORY, str(tiny), *folders], capture_output=True, text=True, check=False
+        [sys.executable, "-c", MEMORY, str(tiny), *folders], capture_output=True, text=True, check=False, env=env
     )
     assert done.returncode == 0, done.stderr[-2000:]
     file_size = sum(tensor.nbytes for tensor in tensors.values())
     largest = max(4 * tensor.numel() for tensor in tensors.values())
-    slack = 8 << 20  # the allocator's and the libraries' own
+    slack = 2 << 20  # the libraries' own
     assert file_size > 1.5 * (largest + slack)  # a copy of the file would show
     for measured in json.loads(done.stdout):
         print(f"{measured['grown'] / 1e6:.1f} MB for a model of {measured['model'] / 1e6:.1f} MB")

@@ -78,7 +78,9 @@ def test_a_layers_activations_are_exact(dtype):
 def test_states_are_those_of_the_real_optimizer(kind):
     recipe = build_recipe(kind=kind)
     model = build_model(recipe)
-    optimizers = build_optimizers(model.named_parameters(), OptimizerSettings(kind=kind, learning_rate=0.1))
+    optimizers = build_optimizers(
+        model.named_parameters(), OptimizerSettings(kind=kind, learning_rate=0.1), torch.float32
+    )
     ids = torch.randint(0, 97, (2, 40))
     model(ids, torch.zeros_like(ids), ids)[0].backward()
     states = 0

@@ -94,7 +94,7 @@ def test_highest_point_of_a_step(monkeypatch, alone, micro_rows, checkpointing):
     monkeypatch.setattr(loss_module, "CPU_LOGITS", LOGITS)
     recipe = build_recipe(micro_rows)
     model = build_model(recipe, alone, checkpointing)
-    [optimizer] = build_optimizers(model.named_parameters(), recipe.optimizer)
+    [optimizer] = build_optimizers(model.named_parameters(), recipe.optimizer, torch.float32)
     with Recorder() as recorder:
         for _ in range(2):
             run_parts(model, micro_rows, parts=2)

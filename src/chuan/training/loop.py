@@ -75,7 +75,8 @@ def build_trainer(
     if recipe.dtype == "float8":
         apply_float8(model, ranks.device)
     apply_parallel(model, ranks, recipe.parallel, dtype)
-    return Trainer(model, build_optimizers(model.named_parameters(), recipe.optimizer), recipe, ranks, task)
+    optimizers = build_optimizers(model.named_parameters(), recipe.optimizer, dtype)
+    return Trainer(model, optimizers, recipe, ranks, task)
 
 
 class Trainer:
