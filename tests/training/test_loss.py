@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import chuan.training.loss as loss_module
+from chuan.training.blocks import attend_blocks
 from chuan.training.loss import LanguageModelLoss, LossSettings, count_slice, cross_entropy
 from chuan.training.packed import BlockAttention, build_blocks, build_packed_attention, count_positions
 from chuan.training.parallel import apply_compile
@@ -15,6 +16,7 @@ from chuan.training.rows import IGNORED
 from tests.support.tiny import build_tiny_config, build_tiny_decoder, build_tiny_llama
 
 
+@torch.no_grad()
 def relative(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
@@ -131,7 +133,7 @@ def test_documents_of_other_lengths_are_not_compiled_anew():
     config = build_tiny_config()
     decoder = build_tiny_decoder(config)
     model = LanguageModelLoss(decoder, LossSettings())
-    apply_compile(model)
+    apply_compile(model, torch.float32)
     tokens, targets = torch.randint(0, config.vocab_size, (2, 2, 24))
 
     def run(width: int) -> None:
@@ -153,13 +155,53 @@ def test_masks_of_a_gpu_are_those_of_a_cpu_and_are_not_compiled_anew(monkeypatch
     tokens = torch.randint(0, config.vocab_size, (2, 256))
     documents = [(torch.arange(256) // width).expand(2, 256) for width in (100, 30, 170, 128)]
     expected = [decoder.hidden_states(tokens, build_packed_attention(numbers)) for numbers in documents]
-    apply_compile(LanguageModelLoss(decoder, LossSettings()))
+    apply_compile(LanguageModelLoss(decoder, LossSettings()), torch.float32)
     first = decoder.hidden_states(tokens, BlockAttention(build_blocks(documents[0])))
     assert relative(first, expected[0]) < 1e-5
     with torch._dynamo.config.patch(error_on_recompile=True):
         for numbers, hidden in zip(documents[1:], expected[1:], strict=True):
             found = decoder.hidden_states(tokens, BlockAttention(build_blocks(numbers)))
             assert relative(found, hidden) < 1e-5
+
+
+@pytest.mark.parametrize(("tokens", "heads"), [(2, 4), (7, 2), (24, 4), (130, 1)])
+def test_attention_in_blocks_is_torchs_under_a_mask(tokens, heads):
+    torch.manual_seed(0)
+    shapes = ((2, 4, tokens, 8), (2, heads, tokens, 8), (2, heads, tokens, 8))
+    exact = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    documents = torch.stack([torch.arange(tokens) // 5, torch.arange(tokens) // 60])
+    seen = (documents[:, :, None] == documents[:, None, :]) & torch.ones(tokens, tokens, dtype=torch.bool).tril()
+    grad = torch.randn(shapes[0], dtype=torch.float64)
+    output = F.scaled_dot_product_attention(*exact, attn_mask=seen[:, None], enable_gqa=True)
+    expected = [output, *torch.autograd.grad(output, exact, grad)]
+    inputs = [tensor.detach().float().requires_grad_() for tensor in exact]
+    output = attend_blocks(*inputs, documents)
+    for found, wanted in zip([output, *torch.autograd.grad(output, inputs, grad.float())], expected, strict=True):
+        assert relative(found, wanted) < 1e-6
+
+
+def test_compiled_bfloat16_is_as_near_to_float32_as_eager():
+    """Attention in blocks and compiled logits, which float32 does not have; other documents are not compiled anew."""
+    config = build_tiny_config()
+    exact, eager, compiled = (LanguageModelLoss(build_tiny_decoder(config), LossSettings(max_z=0.001)) for _ in "123")
+    eager.bfloat16()
+    apply_compile(compiled.bfloat16(), torch.bfloat16)
+    tokens, targets = torch.randint(0, config.vocab_size, (2, 2, 24))
+
+    def compute(model: LanguageModelLoss, documents: Tensor) -> list[Tensor]:
+        total, _ = model(tokens, documents, targets)
+        grads = torch.autograd.grad(total, list(model.parameters()))
+        return [total, torch.cat([grad.flatten() for grad in grads])]
+
+    totals = set()
+    for width in (9, 7, 24):
+        documents = (torch.arange(24) // width).expand(2, 24)
+        with torch._dynamo.config.patch(error_on_recompile=bool(totals)):
+            results = zip(*(compute(model, documents) for model in (exact, eager, compiled)), strict=True)
+        for wanted, plain, found in results:
+            assert relative(found.float(), wanted) < 1.2 * relative(plain.float(), wanted) + 2e-3
+        totals.add(float(compute(exact, documents)[0]))
+    assert len(totals) == 3  # documents matter
 
 
 def test_slices_of_logits():

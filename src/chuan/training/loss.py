@@ -6,6 +6,7 @@ Letters: N positions, W width, V vocabulary (of this rank, where it is split).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,6 +24,9 @@ from chuan.training.rows import IGNORED
 # Logits that exist at a time: on a CPU about what its caches hold, on a GPU enough to keep it busy.
 CPU_LOGITS, GPU_LOGITS = 1 << 23, 1 << 27
 _TILE = 128  # rows that a GPU's products take at a time
+
+
+Score = Callable[[Tensor, Tensor, Tensor, float, "dist.ProcessGroup | None"], tuple[Tensor, Tensor, Tensor]]
 
 
 class LossSettings(Settings):
@@ -44,6 +48,7 @@ class LanguageModelLoss(nn.Module):
         self.decoder = decoder
         self.settings = settings
         self.vocabulary_group: dist.ProcessGroup | None = None  # set where tensor parallelism splits the head
+        self.score: Score = score_slice  # apply_parallel may compile it
 
     def forward(
         self, tokens: Tensor, documents: Tensor, targets: Tensor | None, position: int = -1
@@ -63,7 +68,7 @@ class LanguageModelLoss(nn.Module):
         learned = (targets != IGNORED).flatten().nonzero().squeeze(1)
         hidden = self.decoder.model.norm(x).flatten(0, 1)[learned]
         return cross_entropy(
-            hidden, weight, targets.flatten()[learned], self.settings.max_z, group=self.vocabulary_group
+            hidden, weight, targets.flatten()[learned], self.settings.max_z, self.vocabulary_group, self.score
         )
 
     def _choose(self, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,24 +92,64 @@ def count_slice(vocabulary: float, logits: int) -> int:
 
 
 def cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, max_z: float = 0.0, group: dist.ProcessGroup | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    max_z: float = 0.0,
+    group: dist.ProcessGroup | None = None,
+    score: Score | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(N, W) by (V, W), targets (N,) -> the sums over N of (-ln p + max_z * largest logit squared), and of -ln p.
 
     With `group`, `weight` is this rank's share of the vocabulary's rows and `targets` are ids of the whole. Gradients
-    are computed on the way forward, a slice of N at a time, so that nothing of the size N x V is kept.
+    are computed on the way forward, a slice of N at a time, so that nothing of the size N x V is kept. `score` stands
+    for `score_slice`.
     """
-    return _CrossEntropy.apply(hidden, weight, targets, max_z, group)
+    return _CrossEntropy.apply(hidden, weight, targets, max_z, group, score or score_slice)
+
+
+def score_slice(
+    rows: Tensor, weight: Tensor, targets: Tensor, max_z: float, group: dist.ProcessGroup | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(S, W) by (V, W), targets (S,) -> the sums over S of -ln p and of what is minimised; the latter's gradient by the
+    logits, (S, V) in the type of `rows`.
+    """
+    vocabulary = weight.shape[0]
+    logits = F.linear(rows, weight).float()
+    local = targets.long() - (0 if group is None else dist.get_rank(group) * vocabulary)
+    mine = (local >= 0) & (local < vocabulary)
+    local = local.clamp(0, vocabulary - 1)[:, None]
+    largest = own_largest = logits.amax(dim=-1, keepdim=True)
+    where = logits.argmax(dim=-1, keepdim=True) if max_z else None  # costs as much as the rest together
+    if group is not None:
+        largest = largest.clone()
+        dist.all_reduce(largest, dist.ReduceOp.MAX, group)
+    chosen = torch.where(mine[:, None], logits.gather(1, local), 0)
+    logits = logits.sub_(largest).exp_()
+    mass = logits.sum(dim=-1, keepdim=True)
+    if group is not None:
+        dist.all_reduce(mass, group=group)
+        dist.all_reduce(chosen, group=group)
+    nll = (largest + mass.log() - chosen).sum()
+    grad = logits.div_(mass)  # softmax; now minus one at the target
+    grad.scatter_add_(1, local, -mine[:, None].to(grad.dtype))
+    if where is not None:
+        grad.scatter_add_(1, where, torch.where(own_largest == largest, 2 * max_z * largest, 0))
+    return nll, nll + max_z * largest.square().sum(), grad.to(rows.dtype)
 
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, max_z: float, group: dist.ProcessGroup | None
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        max_z: float,
+        group: dist.ProcessGroup | None,
+        score: Score,
     ) -> tuple[Tensor, Tensor]:
-        vocabulary = weight.shape[0]
-        offset = 0 if group is None else dist.get_rank(group) * vocabulary
-        step = count_slice(vocabulary, CPU_LOGITS if hidden.device.type == "cpu" else GPU_LOGITS)
+        step = count_slice(weight.shape[0], CPU_LOGITS if hidden.device.type == "cpu" else GPU_LOGITS)
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if wants_weight else None
@@ -112,31 +157,9 @@ class _CrossEntropy(torch.autograd.Function):
         nll = torch.zeros_like(total)
         for start in range(0, len(targets), step):
             rows = hidden[start : start + step]
-            logits = F.linear(rows, weight).float()
-            local = targets[start : start + step].long() - offset
-            mine = (local >= 0) & (local < vocabulary)
-            local = local.clamp(0, vocabulary - 1)[:, None]
-            largest = own_largest = logits.amax(dim=-1, keepdim=True)
-            where = logits.argmax(dim=-1, keepdim=True) if max_z else None  # costs as much as the rest together
-            if group is not None:
-                largest = largest.clone()
-                dist.all_reduce(largest, dist.ReduceOp.MAX, group)
-            chosen = torch.where(mine[:, None], logits.gather(1, local), 0)
-            logits = logits.sub_(largest).exp_()
-            total_mass = logits.sum(dim=-1, keepdim=True)
-            if group is not None:
-                dist.all_reduce(total_mass, group=group)
-                dist.all_reduce(chosen, group=group)
-            slice_nll = (largest + total_mass.log() - chosen).sum()
+            slice_nll, slice_total, grad = score(rows, weight, targets[start : start + step], max_z, group)
             nll += slice_nll
-            total += slice_nll + max_z * largest.square().sum()
-            if not (wants_hidden or wants_weight):
-                continue
-            grad = logits.div_(total_mass)  # softmax; now minus one at the target
-            grad.scatter_add_(1, local, -mine[:, None].to(grad.dtype))
-            if where is not None:
-                grad.scatter_add_(1, where, torch.where(own_largest == largest, 2 * max_z * largest, 0))
-            grad = grad.to(hidden.dtype)
+            total += slice_total
             if grad_hidden is not None:
                 slice_grad = grad @ weight
                 if group is not None:
@@ -147,7 +170,7 @@ class _CrossEntropy(torch.autograd.Function):
                     grad_weight.addmm_(grad.T, rows)
                 else:
                     grad_weight += grad.T @ rows
-            del logits, grad  # or the next slice would be made beside this one
+            del grad  # or the next slice would be made beside this one
         ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
         ctx.mark_non_differentiable(nll)
         return total, nll
@@ -158,6 +181,7 @@ class _CrossEntropy(torch.autograd.Function):
         return (
             None if grad_hidden is None else grad_hidden * grad_total.to(grad_hidden.dtype),
             None if grad_weight is None else grad_weight * grad_total.to(grad_weight.dtype),
+            None,
             None,
             None,
             None,

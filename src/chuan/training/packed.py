@@ -11,15 +11,18 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from chuan.model.attention import attend
+from chuan.training.blocks import attend_blocks
+
+_SHORT = 1024  # tokens of a row up to which what documents hide from each other costs less than taking them apart
 
 
 def build_packed_attention(documents: Tensor) -> PackedAttention:
     """(B, T) document numbers -> attention that stays inside of each document, by what the device does fastest."""
+    if documents.device.type != "cuda":
+        return SplitAttention(documents)
     if bool((documents == documents[:, :1]).all()):
         return PackedAttention()
-    if documents.device.type == "cuda":
-        return BlockAttention(build_blocks(documents))
-    return SplitAttention([row.unique_consecutive(return_counts=True)[1].tolist() for row in documents])
+    return BlockAttention(build_blocks(documents))
 
 
 class PackedAttention:
@@ -48,13 +51,23 @@ class BlockAttention(PackedAttention):
 
 
 class SplitAttention(PackedAttention):
-    """Each document by itself: a mask computes what it hides. `lengths` are those of the documents of each row."""
+    """Each document by itself, because a mask computes what it hides. Compiled short rows in bfloat16 are cheaper in
+    blocks all the same.
+    """
 
-    def __init__(self, lengths: list[list[int]]) -> None:
-        self._lengths = lengths
+    def __init__(self, documents: Tensor) -> None:
+        self._documents = documents
+        self._lengths = [row.unique_consecutive(return_counts=True)[1].tolist() for row in documents]
+
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        if torch.compiler.is_compiling() and queries.dtype != torch.float32 and queries.shape[2] <= _SHORT:
+            return attend_blocks(queries, keys, values, self._documents)
+        return self._attend_apart(queries, keys, values)
 
     @torch.compiler.disable  # lengths differ from step to step, and each set of them would be compiled anew
-    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    def _attend_apart(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        if max(map(len, self._lengths)) == 1:
+            return attend(queries, keys, values, None)
         rows = []
         # Unbind and split, not slices: on the way back those join what a slice would add into zeros of the whole.
         for query, key, value, row in zip(queries.unbind(), keys.unbind(), values.unbind(), self._lengths, strict=True):

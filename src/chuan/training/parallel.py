@@ -109,7 +109,7 @@ def apply_parallel(
     if settings.checkpointing:
         apply_checkpointing(model)
     if settings.compile:
-        apply_compile(model)
+        apply_compile(model, compute_dtype)
     # Alone and in the weights' own type there is nothing to shard or copy; FSDP would cost five per cent all the same.
     if ranks.mesh.size() > 1 or compute_dtype != torch.float32:
         apply_sharding(model, ranks.mesh, compute_dtype)
@@ -149,12 +149,14 @@ def apply_checkpointing(model: LanguageModelLoss) -> None:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 
-def apply_compile(model: LanguageModelLoss) -> None:
-    """Compiles each layer; they share what is compiled."""
+def apply_compile(model: LanguageModelLoss, compute_dtype: torch.dtype) -> None:
+    """Compiles each layer, which share what is compiled, and what the loss does to logits where they change type."""
     # Else every layer is compiled anew for the number that it carries.
     torch._dynamo.config.allow_unspec_int_on_nn_module = True
     for layer in model.decoder.model.layers:
         layer.forward = torch.compile(layer.forward)
+    if compute_dtype != torch.float32:  # in float32 torch's own operations are as fast (docs/log.md)
+        model.score = torch.compile(model.score)
 
 
 def apply_sharding(model: LanguageModelLoss, mesh: DeviceMesh, compute_dtype: torch.dtype) -> None:

@@ -124,11 +124,12 @@ def estimate_memory(
     head = (config.hidden_size * (4 + 2 * size) + 4) * tokens
     vocabulary = config.vocab_size / layout.tensor
     rows = min(tokens, count_slice(vocabulary, logits))
-    # Logits in float32, their gradient as computed; the head's gradient in float32 and what a slice adds to it.
-    loss = rows * vocabulary * (4 + size) + vocabulary * config.hidden_size * (4 + size)
+    # Logits in float32 and their gradient as computed; then the latter and what a slice adds to the head's gradient.
+    loss = vocabulary * (4 * config.hidden_size + size * rows + max(4 * rows, size * config.hidden_size))
     whole = 1 if layout.shard == 1 else 2
     way_back = layer * (whole * size + size + 4) + vocabulary * config.hidden_size * size
     way_back += (one if layout.checkpointing else 0) + 2 * size * config.intermediate_size * tokens / layout.tensor
+    way_back -= head  # gone by then
     activations = kept * config.num_hidden_layers + head
     end = root * (size + 4 + 4 / layout.shard)  # when activations are gone
     return {
