@@ -16,7 +16,7 @@ from torch import Tensor
 
 from chuan.quantization.linear import QuantizedLinear
 
-_BLOCK = 1024  # rows
+_BLOCK = 1 << 20  # numbers at a time: what the caches hold
 
 
 class Int8Linear(QuantizedLinear):
@@ -55,10 +55,11 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     """(N, K) float -> int8 (N, K) and scales (N, 1) float32 with `weight ~ int8 * scale`; symmetric, nearest."""
     values = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
     scale = torch.empty(weight.shape[0], 1, device=weight.device)
-    for start in range(0, weight.shape[0], _BLOCK):  # a head of 125,696 rows in float32 would be 2 GB
-        rows = slice(start, start + _BLOCK)
-        block = weight[rows]
-        largest = block.abs().amax(dim=1, keepdim=True).float()
+    step = max(1, _BLOCK // max(1, weight.shape[1]))
+    for start in range(0, weight.shape[0], step):
+        rows = slice(start, start + step)
+        block = weight[rows].float()
+        largest = block.abs().amax(dim=1, keepdim=True)
         scale[rows] = torch.where(largest > 0, largest / 127, torch.ones_like(largest))
         values[rows] = (block / scale[rows]).round_().clamp_(-127, 127)
     return values, scale
