@@ -7,8 +7,8 @@ the two sides' speeds are measured first, in turns, and fix the steps of every r
 processor multiplies faster. The Trainer has the batch and the warmup of ours, cosine to a tenth, weight decay 0.1,
 betas 0.9 and 0.95, `torch_compile`, and four rows at a time, which is faster for it than all. Validation is in bits per
 byte over the same rows: ours with its documents apart, as it was trained; the Trainer's with whole rows, as it was.
-Writes a table, a plot, and the curves as JSON. A run that has ended is kept in the output folder; the same command goes
-on behind it.
+Writes a table, a plot, and the curves as JSON. A run that has ended is kept in the output folder, and the same command
+goes on behind it; what else the machine does meanwhile changes no run, as long as the speeds were measured in peace.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ from torch.utils.data import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from chuan.corpus.shards import ShardReader
+from chuan.inference.device import DTYPES
 from chuan.recipes import load_recipe
+from chuan.staging import staged_file
 from chuan.tokenizer.folder import load_tokenizer
 from chuan.training.metrics import bits_per_byte, choose_compute_dtype, count_bytes
 from chuan.training.pretrain import build_decoder, pretrain
@@ -81,10 +83,15 @@ def time_ours(given: Given, turn: int) -> list[float]:
     """Seconds of steps, without the first ones."""
     recipe = given.read_recipe(f"speed-{turn}", f"steps={TIMED_STEPS}", "watch.validate_every=0")
     shutil.rmtree(recipe.output, ignore_errors=True)  # another try's
-    pretrain(recipe)
+    train_ours(recipe)
     tokens = recipe.batch.rows * recipe.data.length
     rates = [entry["tokens_per_second"] for entry in read_log(Path(recipe.output)) if "tokens_per_second" in entry]
     return [tokens / rate for rate in rates[2:]]
+
+
+def train_ours(recipe: PretrainRecipe) -> None:
+    if pretrain(recipe) is None:
+        raise SystemExit("stopped; the same command goes on from here")
 
 
 def run_ours(given: Given, seconds: float, seed: int) -> Curve:
@@ -95,7 +102,7 @@ def run_ours(given: Given, seconds: float, seed: int) -> Curve:
         f"ours-{seed}", f"steps={steps}", f"seed={seed}", f"watch.validate_every={every}",
         f"schedule.warmup={max(1, steps // 20)}",
     )  # fmt: skip
-    pretrain(recipe)
+    train_ours(recipe)
     return [
         (entry["step"] * seconds / 60, entry["validation_bits_per_byte"])
         for entry in read_log(Path(recipe.output))
@@ -123,15 +130,14 @@ class Watch(TrainerCallback):
 
     def __init__(self, every: int, validation: ShardRows, sizes: np.ndarray) -> None:
         self.every, self.validation, self.sizes = every, validation, sizes
-        self.began = 0.0
+        self.before = time.perf_counter()
         self.times: list[float] = []
         self.points: Curve = []  # (steps, bits per byte)
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        self.began = time.perf_counter()
-
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **others: Any) -> None:
-        self.times.append(time.perf_counter() - self.began)
+        now = time.perf_counter()
+        self.times.append(now - self.before)
+        self.before = now
         if self.every and (state.global_step % self.every == 0 or state.global_step == state.max_steps):
             self.points.append((state.global_step, measure(model, self.validation, self.sizes)))
 
@@ -151,13 +157,13 @@ def measure(model: LlamaForCausalLM, rows: ShardRows, sizes: np.ndarray) -> floa
 
 
 def train_theirs(given: Given, learning_rate: float, seed: int, steps: int, every: int) -> Watch:
-    recipe = given.read_recipe("theirs")
+    recipe = given.read_recipe("theirs", f"seed={seed}")
     length = recipe.data.length
     rows = ShardRows(ShardReader(recipe.data.shards), length, seed)
     validation = ShardRows(ShardReader(recipe.data.shards, "validation"), length, recipe.seed)
     config = LlamaConfig(**recipe.model.build_config().to_dict(), use_cache=False)
-    torch.manual_seed(seed)
     model = LlamaForCausalLM(config)
+    torch.manual_seed(seed)
     model.load_state_dict(build_decoder(recipe.model.build_config()).state_dict())  # the start of ours
     watch = Watch(every, validation, count_bytes(load_tokenizer(recipe.data.tokenizer)))
     options = TrainingArguments(
@@ -215,7 +221,9 @@ def render_plot(curves: dict[str, list[Curve]], path: Path) -> None:
 def keep(path: Path, compute: Callable[[], Any]) -> Any:
     """What `compute` gives, or gave when this was last run to here."""
     if not path.exists():
-        path.write_text(json.dumps(compute()))
+        value = compute()
+        with staged_file(path) as partial_path:
+            partial_path.write_text(json.dumps(value))
     return json.loads(path.read_text())
 
 
@@ -238,8 +246,12 @@ def main() -> None:
     arguments = parser.parse_args()
     output = arguments.output
     output.mkdir(parents=True, exist_ok=True)
-    dtype = choose_compute_dtype("auto", CPU)
-    given = Given(arguments.shards, arguments.tokenizer, arguments.minutes, output, dtype)
+    asked = {"shards": arguments.shards, "tokenizer": arguments.tokenizer, "minutes": arguments.minutes}
+    dtype = str(choose_compute_dtype("auto", CPU)).removeprefix("torch.")
+    setup = keep(output / "setup.json", lambda: {**asked, "dtype": dtype, "machine": describe_machine()})
+    if any(setup[name] != value for name, value in asked.items()):
+        parser.error(f"{output} holds runs of another setup; name another --output")
+    given = Given(**asked, output=output, dtype=DTYPES[setup["dtype"]])
     seconds = keep(output / "seconds.json", lambda: time_sides(given))
 
     def run(learning_rate: float, seed: int) -> Curve:
@@ -258,7 +270,7 @@ def main() -> None:
     for seed in range(1, arguments.seeds):
         curves[best].append(run(float(best.rpartition(" ")[2]), seed))
     render_plot(curves, output / "learning.png")
-    print(describe_machine(), f"\n{str(dtype).removeprefix('torch.')}, {arguments.minutes:g} minutes a run\n")
+    print(setup["machine"], f"\n{setup['dtype']}, {arguments.minutes:g} minutes a run\n")
     print("| side | seconds a step | steps | validation, bits per byte, at the end of each run | mean |")
     print("|---|---|---|---|---|")
     for name, runs in curves.items():

@@ -2,8 +2,8 @@
 
 In: queries, keys, values, and the number of the document that each token belongs to. Out: what each token sees of its
 own document up to itself. Queries are taken a block at a time, so that what no query of a block can see is not
-computed, and the way back computes the scores again, so that no more is kept than attention's own output (Dao et al.
-2022, https://arxiv.org/abs/2205.14135, algorithms 1 and 4 without their tiles). Compiled, in bfloat16 and over short
+computed, and the way back computes the scores again, so that nothing of the size T x T is kept (Dao et al. 2022,
+https://arxiv.org/abs/2205.14135, algorithms 1 and 4 without their tiles). Compiled, in bfloat16 and over short
 rows, it takes half the time of torch's fused attention on a CPU; as it stands, twice that time (docs/log.md).
 Letters: B rows, H heads, T tokens of a row, D width of a head.
 """

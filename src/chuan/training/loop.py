@@ -230,14 +230,15 @@ class Trainer:
 
     @torch.no_grad()
     def continue_greedily(self, ids: Sequence[int], new: int = 48) -> list[int]:
-        """The likeliest continuation, over a window of one size: another length would be compiled anew."""
+        """The likeliest continuation. Nothing is compiled for it: every length would be compiled anew."""
         length = min(self.task.rows.length, len(ids) + new)
         window = torch.zeros(1, length, dtype=torch.long, device=self.ranks.device)
         seen = list(ids)[: length - 1]
         window[0, : len(seen)] = torch.tensor(seen)
         self.model.eval()
-        for position in range(len(seen) - 1, length - 1):
-            window[0, position + 1] = self.model(window, torch.zeros_like(window), None, position)[1][0]
+        with torch.compiler.set_stance("force_eager"):
+            for position in range(len(seen) - 1, length - 1):
+                window[0, position + 1] = self.model(window, torch.zeros_like(window), None, position)[1][0]
         self.model.train()
         return window[0, len(seen) :].tolist()
 

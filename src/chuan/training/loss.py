@@ -26,7 +26,9 @@ CPU_LOGITS, GPU_LOGITS = 1 << 23, 1 << 27
 _TILE = 128  # rows that a GPU's products take at a time
 
 
-Score = Callable[[Tensor, Tensor, Tensor, float, "dist.ProcessGroup | None"], tuple[Tensor, Tensor, Tensor]]
+Score = Callable[
+    [Tensor, Tensor, Tensor, float, "dist.ProcessGroup | None", bool], tuple[Tensor, Tensor, Tensor | None]
+]
 
 
 class LossSettings(Settings):
@@ -109,10 +111,10 @@ def cross_entropy(
 
 
 def score_slice(
-    rows: Tensor, weight: Tensor, targets: Tensor, max_z: float, group: dist.ProcessGroup | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(S, W) by (V, W), targets (S,) -> the sums over S of -ln p and of what is minimised; the latter's gradient by the
-    logits, (S, V) in the type of `rows`.
+    rows: Tensor, weight: Tensor, targets: Tensor, max_z: float, group: dist.ProcessGroup | None, wants_grad: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(S, W) by (V, W), targets (S,) -> the sums over S of -ln p and of what is minimised; where it is wanted, the
+    latter's gradient by the logits, (S, V) in the type of `rows`.
     """
     vocabulary = weight.shape[0]
     logits = F.linear(rows, weight).float()
@@ -131,11 +133,14 @@ def score_slice(
         dist.all_reduce(mass, group=group)
         dist.all_reduce(chosen, group=group)
     nll = (largest + mass.log() - chosen).sum()
+    total = nll + max_z * largest.square().sum()
+    if not wants_grad:
+        return nll, total, None
     grad = logits.div_(mass)  # softmax; now minus one at the target
     grad.scatter_add_(1, local, -mine[:, None].to(grad.dtype))
     if where is not None:
         grad.scatter_add_(1, where, torch.where(own_largest == largest, 2 * max_z * largest, 0))
-    return nll, nll + max_z * largest.square().sum(), grad.to(rows.dtype)
+    return nll, total, grad.to(rows.dtype)
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -157,9 +162,13 @@ class _CrossEntropy(torch.autograd.Function):
         nll = torch.zeros_like(total)
         for start in range(0, len(targets), step):
             rows = hidden[start : start + step]
-            slice_nll, slice_total, grad = score(rows, weight, targets[start : start + step], max_z, group)
+            slice_nll, slice_total, grad = score(
+                rows, weight, targets[start : start + step], max_z, group, wants_hidden or wants_weight
+            )
             nll += slice_nll
             total += slice_total
+            if grad is None:
+                continue
             if grad_hidden is not None:
                 slice_grad = grad @ weight
                 if group is not None:

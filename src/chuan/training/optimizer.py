@@ -68,7 +68,7 @@ class QuickMuon(Muon):
     """torch's Muon, orthogonalising in the type that the processor computes fast.
 
     torch's own does it in bfloat16 always, which takes minutes a step on a CPU without instructions for it. In bfloat16
-    the two are the same.
+    the two are the same, with Nesterov's momentum and "match_rms_adamw", which are all that this class knows.
     """
 
     def __init__(self, parameters: list[nn.Parameter], settings: OptimizerSettings, dtype: torch.dtype) -> None:

@@ -13,16 +13,18 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from chuan.model.attention import attend
 from chuan.training.blocks import attend_blocks
 
-_SHORT = 1024  # tokens of a row up to which what documents hide from each other costs less than taking them apart
+_SHORT = (
+    1024  # tokens of a row up to which blocks are faster than torch's attention, documents apart or not (docs/log.md)
+)
 
 
 def build_packed_attention(documents: Tensor) -> PackedAttention:
     """(B, T) document numbers -> attention that stays inside of each document, by what the device does fastest."""
     if documents.device.type != "cuda":
-        return SplitAttention(documents)
+        return CpuAttention(documents)
     if bool((documents == documents[:, :1]).all()):
         return PackedAttention()
-    return BlockAttention(build_blocks(documents))
+    return FlexAttention(build_block_mask(documents))
 
 
 class PackedAttention:
@@ -38,7 +40,7 @@ class PackedAttention:
         pass
 
 
-class BlockAttention(PackedAttention):
+class FlexAttention(PackedAttention):
     """FlexAttention, which skips the blocks that a mask empties. It has no backward on a CPU."""
 
     def __init__(self, blocks: BlockMask) -> None:
@@ -50,24 +52,23 @@ class BlockAttention(PackedAttention):
         return self._flex(queries, keys, values, block_mask=self._blocks, enable_gqa=grouped)
 
 
-class SplitAttention(PackedAttention):
-    """Each document by itself, because a mask computes what it hides. Compiled short rows in bfloat16 are cheaper in
-    blocks all the same.
+class CpuAttention(PackedAttention):
+    """Each document by itself, because a mask computes what it hides; compiled short rows in bfloat16 in blocks, which
+    are faster all the same.
     """
 
     def __init__(self, documents: Tensor) -> None:
         self._documents = documents
         self._lengths = [row.unique_consecutive(return_counts=True)[1].tolist() for row in documents]
+        self._whole = max(map(len, self._lengths)) == 1  # every row is one document
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         if torch.compiler.is_compiling() and queries.dtype != torch.float32 and queries.shape[2] <= _SHORT:
             return attend_blocks(queries, keys, values, self._documents)
-        return self._attend_apart(queries, keys, values)
+        return attend(queries, keys, values, None) if self._whole else self._attend_apart(queries, keys, values)
 
     @torch.compiler.disable  # lengths differ from step to step, and each set of them would be compiled anew
     def _attend_apart(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        if max(map(len, self._lengths)) == 1:
-            return attend(queries, keys, values, None)
         rows = []
         # Unbind and split, not slices: on the way back those join what a slice would add into zeros of the whole.
         for query, key, value, row in zip(queries.unbind(), keys.unbind(), values.unbind(), self._lengths, strict=True):
@@ -85,7 +86,7 @@ def count_positions(documents: Tensor) -> Tensor:
     return index - torch.where(begins, index, 0).cummax(dim=1).values
 
 
-def build_blocks(documents: Tensor) -> BlockMask:
+def build_block_mask(documents: Tensor) -> BlockMask:
     """(B, T) document numbers -> which blocks hold anything to see; meanwhile B x T x T booleans exist."""
     batch, tokens = documents.shape
 
