@@ -13,9 +13,8 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from chuan.model.attention import attend
 from chuan.training.blocks import attend_blocks
 
-_SHORT = (
-    1024  # tokens of a row up to which blocks are faster than torch's attention, documents apart or not (docs/log.md)
-)
+# Tokens of a row up to which blocks are faster, documents apart or not (docs/log.md).
+_SHORT = 1024
 
 
 def build_packed_attention(documents: Tensor) -> PackedAttention:
