@@ -28,7 +28,9 @@ class Ours:
         self._model = load(path, bits=bits, device="cpu")  # type: ignore[arg-type]
         loaded = time.perf_counter() - start
         bench.measure_prefill(self._model, 1)
-        return {"seconds": time.perf_counter() - start, "loaded": loaded, **self._describe()}
+        seconds = time.perf_counter() - start
+        bench.finish_loading(self._model)
+        return {"seconds": seconds, "loaded": loaded, **self._describe()}
 
     def unload(self) -> dict[str, Any]:
         self._model = None

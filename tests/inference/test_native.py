@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
 from chuan.checkpoints.checkpoint import load_decoder
@@ -14,7 +15,8 @@ from chuan.checkpoints.save import Extras, save_folder
 from chuan.checkpoints.source import DecoderSource
 from chuan.inference.native import NativeRunner
 from chuan.inference.runner import Piece, TorchRunner
-from chuan.quantization.integer import apply_integer_arithmetic
+from chuan.model.decoder import Decoder
+from chuan.quantization.integer import IntegerLinear, apply_integer_arithmetic
 from chuan.quantization.kernels.bindings import load_kernels
 from chuan.quantization.methods import apply_quantization
 from tests.support.tiny import build_tiny_config, build_tiny_decoder
@@ -161,3 +163,54 @@ def test_a_saved_model_answers_the_same_and_transformers_opens_it(tmp_path, bits
     # One scale a token there, one a group here.
     logits = theirs(torch.tensor([ids])).logits[0]
     assert (logits - first).norm() / first.norm() < 0.15
+
+
+def test_layers_that_wait_to_be_packed_answer_the_same(tmp_path):
+    decoder, _ = build(8, num_hidden_layers=5)
+    save_folder(tmp_path / "saved", DecoderSource(decoder.bfloat16()), None, Extras())
+    kernels, ids = load_kernels(), draw_ids(60, 9)
+    assert kernels is not None
+
+    def open_again() -> NativeRunner:
+        again = load_decoder(open_folder(tmp_path / "saved"), torch.bfloat16, torch.device("cpu"), integer=True)
+        return NativeRunner(again, kernels, PAGES)
+
+    def count_waiting(runner: NativeRunner) -> int:
+        return sum(linear.rows is not None for linear in list_integer(runner._decoder))
+
+    def run(runner: NativeRunner) -> list[tuple[torch.Tensor, int]]:
+        """A prompt and six tokens, each with how many linears wait behind it."""
+        steps = [Piece(ids[:50], 0, [0], 50), *(Piece([token], 50 + n, [0], 1) for n, token in enumerate(ids[50:56]))]
+        return [(runner.run([piece]), count_waiting(runner)) for piece in steps]
+
+    packed, waiting, changed = (open_again() for _ in range(3))
+    assert count_waiting(packed) == 5 * 7
+    packed.pack()
+    expected = run(packed)
+    assert {count for _, count in expected} == {0}
+    found = run(waiting)
+    assert [count for _, count in found] == [35, 21, 7, 0, 0, 0, 0]
+    # Packed by others, whose memory the kernels do not know of.
+    reference = changed._decoder(torch.tensor([ids[:50]]))
+    assert count_waiting(changed) == 0
+    for (logits, _), (same, _), (wanted, _) in zip(found, run(changed), expected, strict=True):
+        assert torch.equal(logits, wanted)
+        assert torch.equal(same, wanted)
+    assert (reference[0].float() - expected[0][0]).norm() / expected[0][0].norm() < 0.15  # bfloat16 between linears
+
+
+def test_what_waits_is_written_as_it_is(tmp_path):
+    decoder, _ = build(8)
+    save_folder(tmp_path / "one", DecoderSource(decoder.bfloat16()), None, Extras())
+    again = load_decoder(open_folder(tmp_path / "one"), torch.bfloat16, torch.device("cpu"), integer=True)
+    assert any(linear.rows is not None for linear in list_integer(again))
+    save_folder(tmp_path / "two", DecoderSource(again), None, Extras())
+    for path in (tmp_path / "one").glob("*.safetensors"):
+        first, second = load_file(path), load_file(tmp_path / "two" / path.name)
+        assert first.keys() == second.keys()
+        # The head's scales are rounded once more.
+        assert all(torch.equal(tensor, second[name]) for name, tensor in first.items() if name != "lm_head.weight")
+
+
+def list_integer(decoder: Decoder) -> list[IntegerLinear]:
+    return [layer for layer in decoder.modules() if isinstance(layer, IntegerLinear)]

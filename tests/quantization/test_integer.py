@@ -1,5 +1,6 @@
 """The kernels of every instruction set that this processor runs, against integer arithmetic."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -38,11 +39,13 @@ def draw(rows: int, width: int, seed: int = 0) -> torch.Tensor:
     return x
 
 
-def run(name: str, linear: IntegerLinear | tuple, x: torch.Tensor) -> torch.Tensor:
+def run(name: str, linear: tuple, x: torch.Tensor, packed: bool = True) -> torch.Tensor:
     kernels = open_kernels(name)
     assert kernels is not None
     weight, scale, bias, width, bits, group = linear
-    panels = kernels.pack8(weight) if bits == 8 else kernels.pack4(weight, width)
+    panels = weight
+    if packed:
+        panels = kernels.pack8(weight) if bits == 8 else kernels.pack4(weight, width)
     return kernels.linear(describe_linear(panels, width, weight.shape[0], bits, group, scale, bias), x)
 
 
@@ -65,12 +68,13 @@ def test_this_machine_has_compiled_kernels():
 
 
 @every_kernel
+@pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_eight_bits_equal_torch_bit_for_bit(name, shape):
+def test_eight_bits_equal_torch_bit_for_bit(name, shape, packed):
     rows, outputs, width = shape
     linear, x = eight_bits(outputs, width), draw(rows, width)
     expected = multiply_in_torch(x, linear[0], None, linear[1][:outputs], linear[2], 64)
-    assert torch.equal(run(name, linear, x), expected)
+    assert torch.equal(run(name, linear, x, packed), expected)
 
 
 @every_kernel
@@ -91,10 +95,10 @@ def test_extreme_values_are_integer_arithmetic(name, rows):
     width, outputs = 1024, 32
     signs = torch.where(torch.arange(width) % 3 == 0, -1.0, 1.0)
     x = (127 * signs).expand(rows, width).contiguous()
-    for value in (-128, 127):
+    for value, packed in itertools.product((-128, 127), (True, False)):
         weight = torch.full((outputs, width), value, dtype=torch.int8)
         weight[1::2] = (127 * signs).to(torch.int8)
-        got = run(name, (weight, torch.ones(outputs), None, width, 8, 64), x).numpy().astype(np.int64)
+        got = run(name, (weight, torch.ones(outputs), None, width, 8, 64), x, packed).numpy().astype(np.int64)
         expected = x.numpy().astype(np.int64) @ weight.numpy().astype(np.int64).T
         assert (got == expected).all()
     for value in (-8, 7):

@@ -113,7 +113,8 @@ def load_decoder(
     """Reads the weights into a decoder in eval mode; `bits` 16, 8 or 4, None for what the checkpoint has.
 
     Everything is checked before anything is read: names, shapes, shards. `progress` hears (tensors done, of how many).
-    With `integer` few-bit linears are packed for integer arithmetic as they come, and the head with them.
+    With `integer` few-bit linears are packed for integer arithmetic, and the head with them; 8 bits as the file has
+    them wait for it there, mapped.
     """
     source = CheckpointSource(checkpoint, bits, dtype)
     with torch.device("meta"):
@@ -121,19 +122,19 @@ def load_decoder(
     names = list(list_weights(checkpoint.config))
     for done, name in enumerate(names):
         module_name, _, attribute = name.rpartition(".")
-        stored = source.read(name)
+        found = stored = source.read(name)
+        view = checkpoint.layout[name].change is None  # of the mapped file
         if bits in (4, 8) and is_quantizable(name):
             stored = source.fit(name, stored.to(device))
         if integer and IntegerLinear.takes(stored):
-            _place_linear(decoder, module_name, IntegerLinear(stored))
+            _place_linear(decoder, module_name, IntegerLinear(stored, packed=not (view and stored is found)))
         elif isinstance(stored, QuantizedLinear):
             for buffer_name, buffer in list(stored.named_buffers()):
                 # Copied, because it may be a view of a mapped file.
                 setattr(stored, buffer_name, buffer.to(device, copy=True).contiguous())
             _place_linear(decoder, module_name, stored)
         else:
-            # What is still a view of the mapped file is copied; what was computed is not, because a head is 1 GB.
-            view = checkpoint.layout[name].change is None
+            # What is still a view is copied; what was computed is not, because a head is 1 GB.
             tensor = stored.to(device=device, dtype=dtype, copy=view)
             parameter = nn.Parameter(tensor.contiguous(), requires_grad=False)
             setattr(decoder.get_submodule(module_name), attribute, parameter)

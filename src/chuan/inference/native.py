@@ -28,10 +28,15 @@ from chuan.quantization.kernels.bindings import (
 )
 
 _LARGEST_HEAD = 256
+_STEPS_OF_PACKING = 4  # fewer would keep the second token waiting, more read weights slowly for longer
 
 
 class NativeRunner:
-    """A `Runner`. What a sequence gets does not depend on its company, bit for bit: every row is computed alone."""
+    """A `Runner`. What a sequence gets does not depend on its company, bit for bit: every row is computed alone.
+
+    Layers whose weights wait to be packed run as they are, at a third of the speed; the first step leaves them so, for
+    an answer to begin early, and the next few pack them.
+    """
 
     chunk = CHUNK
 
@@ -50,10 +55,12 @@ class NativeRunner:
             config.rms_norm_eps,
         )
         norms = ("input_layernorm.weight", "post_attention_layernorm.weight")
+        # Layers that are not packed yet, with what the structures point to: a linear may be packed by others too.
+        waiting = {index: _list_waiting(layer) for index, layer in enumerate(decoder.model.layers)}
+        self._waiting = {index: [linear.rows for linear in linears] for index, linears in waiting.items() if linears}
+        self._begun = False
         self._norms = [[layer.get_parameter(name).detach().float() for name in norms] for layer in decoder.model.layers]
-        self._layers = [
-            _describe_layer(layer, norms) for layer, norms in zip(decoder.model.layers, self._norms, strict=True)
-        ]
+        self._layers = [self._describe_layer(index) for index in range(config.num_hidden_layers)]
         self._norm = decoder.model.norm.weight.detach().float()
         assert isinstance(decoder.lm_head, IntegerLinear)
         self._head: LinearStruct = decoder.lm_head.describe()
@@ -74,10 +81,26 @@ class NativeRunner:
         whole = isinstance(decoder.lm_head, IntegerLinear) and len(alike) == 1 and None not in alike
         return whole and len(linears) == 7 * len(decoder.model.layers) + 1 and size % 16 == 0 and size <= _LARGEST_HEAD
 
+    def pack(self) -> None:
+        """Packs what waits for it, so that all steps from here on cost the same."""
+        while self._waiting:
+            self._pack_next()
+
+    def _pack_next(self) -> None:
+        index = min(self._waiting)
+        for linear in _list_waiting(self._decoder.model.layers[index]):
+            linear.pack()
+        self._layers[index] = self._describe_layer(index)
+        del self._waiting[index]
+
     @torch.inference_mode()
     def run(self, pieces: Sequence[Piece]) -> Tensor:
         if self.config.has_dynamic_rope and len(pieces) > 1:  # each alone
             return torch.cat([self.run([piece]) for piece in pieces])
+        if self._begun:
+            for _ in range(min(len(self._waiting), -(-len(self._layers) // _STEPS_OF_PACKING))):
+                self._pack_next()
+        self._begun = True
         token_ids, positions, kept = lay_out(pieces)
         pages: list[int] = []
         first = 0
@@ -114,6 +137,25 @@ class NativeRunner:
             batch.keys, batch.values = keys + index * step, values + index * step
             run(self._shape, layer, batch, address, space)
 
+    def _describe_layer(self, index: int) -> LayerStruct:
+        layer, norms = self._decoder.model.layers[index], self._norms[index]
+        names = {
+            "q": "self_attn.q_proj",
+            "k": "self_attn.k_proj",
+            "v": "self_attn.v_proj",
+            "o": "self_attn.o_proj",
+            "gate": "mlp.gate_proj",
+            "up": "mlp.up_proj",
+            "down": "mlp.down_proj",
+        }
+        struct = LayerStruct()
+        for field, name in names.items():
+            linear = layer.get_submodule(name)
+            assert isinstance(linear, IntegerLinear)
+            setattr(struct, field, linear.describe())
+        struct.input_norm, struct.post_norm = norms[0].data_ptr(), norms[1].data_ptr()
+        return struct
+
     def _find_angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines (T, D / 2) of positions (T,)."""
         rope, half = self._decoder.rope, self.config.head_dim // 2
@@ -126,20 +168,6 @@ class NativeRunner:
         return self._angles[0][positions], self._angles[1][positions]
 
 
-def _describe_layer(layer: nn.Module, norms: list[Tensor]) -> LayerStruct:
-    names = {
-        "q": "self_attn.q_proj",
-        "k": "self_attn.k_proj",
-        "v": "self_attn.v_proj",
-        "o": "self_attn.o_proj",
-        "gate": "mlp.gate_proj",
-        "up": "mlp.up_proj",
-        "down": "mlp.down_proj",
-    }
-    struct = LayerStruct()
-    for field, name in names.items():
-        linear = layer.get_submodule(name)
-        assert isinstance(linear, IntegerLinear)
-        setattr(struct, field, linear.describe())
-    struct.input_norm, struct.post_norm = norms[0].data_ptr(), norms[1].data_ptr()
-    return struct
+def _list_waiting(layer: nn.Module) -> list[IntegerLinear]:
+    """The linears of a layer that are not packed yet."""
+    return [linear for linear in layer.modules() if isinstance(linear, IntegerLinear) and linear.rows is not None]

@@ -29,27 +29,39 @@ _LANES = 16
 
 
 class IntegerLinear(QuantizedLinear):
-    """A linear layer whose weight is packed: panels, and float32 scales (8 bits) or bfloat16 group scales (4 bits)."""
+    """A linear layer whose weight is packed: panels, and float32 scales (8 bits) or bfloat16 group scales (4 bits).
 
-    panels: Tensor
+    Eight-bit weights may wait to be packed, in `rows` as a file has them: the kernels then pack what they read, a bit
+    more slowly, and an answer begins before all of a model has been read.
+    """
+
+    panels: Tensor | None
+    rows: Tensor | None
     scale: Tensor
 
-    def __init__(self, linear: Int8Linear | Int4Linear) -> None:
+    def __init__(self, linear: Int8Linear | Int4Linear, packed: bool = True) -> None:
         super().__init__(linear.out_features, linear.in_features, None)
         self.bias = linear.bias
         self.bits = linear.bits
         kernels = load_kernels()
+        panels, rows = None, None
         if isinstance(linear, Int8Linear):
             self.group = GROUP
-            panels = linear.weight if kernels is None else kernels.pack8(linear.weight)
+            if kernels is None:
+                panels = linear.weight
+            elif packed or not linear.weight.is_contiguous():
+                panels = kernels.pack8(linear.weight)
+            else:
+                rows = linear.weight
             scale = _pad(linear.weight_scale.float().flatten(), linear.out_features)
         else:
             self.group = linear.group_size
-            packed = linear.weight_packed
-            panels = packed if kernels is None else kernels.pack4(packed, linear.in_features)
+            nibbles = linear.weight_packed
+            panels = nibbles if kernels is None else kernels.pack4(nibbles, linear.in_features)
             by_panel = _pad(linear.weight_scale, linear.out_features).unflatten(0, (-1, PANEL))
             scale = by_panel.transpose(1, 2).to(torch.bfloat16).contiguous()
         self.register_buffer("panels", panels)
+        self.register_buffer("rows", rows)
         self.register_buffer("scale", scale)
 
     @staticmethod
@@ -61,9 +73,18 @@ class IntegerLinear(QuantizedLinear):
             return fits and torch.equal(scale.to(torch.bfloat16).to(scale.dtype), scale)
         return isinstance(linear, Int8Linear)
 
+    def pack(self) -> None:
+        """Packs a weight that waits for it, and lets go of the file."""
+        kernels = load_kernels()
+        if self.rows is not None and kernels is not None:
+            self.panels, self.rows = kernels.pack8(self.rows), None
+
     def unpack(self, rows: slice = slice(None)) -> Int8Linear | Int4Linear:
         """The layer that these rows were packed from, without bias."""
         first, last, _ = rows.indices(self.out_features)
+        if self.rows is not None:
+            return Int8Linear(self.rows[rows].clone(), self.scale[first:last].unsqueeze(-1))
+        assert self.panels is not None
         kernels, count, width = load_kernels(), last - first, self.in_features
         if self.bits == 8:
             whole = self.panels[rows] if kernels is None else kernels.unpack8(self.panels, first, count, width)
@@ -73,8 +94,10 @@ class IntegerLinear(QuantizedLinear):
 
     def describe(self) -> LinearStruct:
         """The structure that the compiled kernels read; it points into this layer's memory, `hold` keeps the rest."""
+        weight = self.panels if self.rows is None else self.rows
+        assert weight is not None
         return describe_linear(
-            self.panels, self.in_features, self.out_features, self.bits, self.group, self.scale, self.padded_bias
+            weight, self.in_features, self.out_features, self.bits, self.group, self.scale, self.padded_bias
         )
 
     @functools.cached_property
@@ -93,6 +116,8 @@ class IntegerLinear(QuantizedLinear):
         raise NotImplementedError("unpack first")
 
     def forward(self, x: Tensor) -> Tensor:
+        self.pack()
+        assert self.panels is not None
         flat = x.reshape(-1, self.in_features).float().contiguous()
         y = multiply(
             flat, self.panels, self.scale, self.padded_bias, self.out_features, self.in_features, self.bits, self.group

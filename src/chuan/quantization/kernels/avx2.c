@@ -11,6 +11,7 @@
 #endif
 #include <immintrin.h>
 
+#define UNIT 2
 #define OFFSET 0
 #define ROWS 4
 #define PANELS 2
@@ -55,11 +56,10 @@ INLINE void add_group(const int rows, const int bits, const uint8_t *weight, con
     }
 }
 
-INLINE void tile_of(const int rows, const int bits, const Linear *linear, int32_t panel, const Rows *x, int32_t row,
-                    int32_t first, int32_t last, float y[][PANELS * PANEL], int32_t column) {
+INLINE void tile_of(const int rows, const int bits, const Linear *linear, int32_t panel, const uint8_t *weight,
+                    const Rows *x, int32_t row, int32_t first, int32_t last, float y[][PANELS * PANEL], int32_t column) {
     const int32_t group = bits == 8 ? GROUP : x->group, ld = x->ld, groups = x->groups;
     const size_t group_bytes = (size_t)group * PANEL * bits / 8, at = (size_t)row * groups;
-    const uint8_t *weight = linear->panels + ((size_t)panel * groups + first) * group_bytes;
     __m256 out[ROWS][2];
     for (int m = 0; m < rows; m++)
         for (int half = 0; half < 2; half++) out[m][half] = _mm256_loadu_ps(y[m] + column + half * 8);
@@ -97,18 +97,19 @@ INLINE void tile_of(const int rows, const int bits, const Linear *linear, int32_
 
 #define CASE(m, b)                                                          \
     case (m) * 16 + (b):                                                    \
-        tile_of(m, b, linears[p], panel[p], x, row, first, last, y, p * PANEL);\
+        tile_of(m, b, linears[p], panel[p], weights[p], x, row, first, last, y, p * PANEL);\
         break;
 #define CASES(m) CASE(m, 8) CASE(m, 4)
 
 static void tile(int rows, int panels, const Linear *const linears[PANELS], const int32_t panel[PANELS],
-                 const Rows *x, int32_t row, int32_t first, int32_t last, float y[][PANELS * PANEL]) {
+                 const uint8_t *const weights[PANELS], const Rows *x, int32_t row, int32_t first, int32_t last,
+                 float y[][PANELS * PANEL]) {
     for (int p = 0; p < panels; p++) {
         switch (rows * 16 + linears[p]->bits) { CASES(1) CASES(2) CASES(3) CASES(4) }
     }
 }
 
-const Kernels chuan_avx2 = {"avx2", 2, OFFSET, linear_space, run_linear, layer_space, run_layer};
+const Kernels chuan_avx2 = {"avx2", UNIT, OFFSET, linear_space, run_linear, layer_space, run_layer};
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -12,6 +12,7 @@
 #endif
 #include <immintrin.h>
 
+#define UNIT 4
 #define OFFSET 128
 #define ROWS 8
 #define PANELS 2
@@ -43,15 +44,14 @@ typedef uint32_t bits_vec __attribute__((vector_size(64)));
 /* The loops are written out in one function, for the compiler to keep all sums in registers: `rows`, `panels` and `bits`
  * are constants wherever it is called. */
 INLINE void tile_of(const int rows, const int panels, const int bits, const Linear *const linears[PANELS],
-                    const int32_t panel[PANELS], const Rows *x, int32_t row, int32_t first, int32_t last,
-                    float y[][PANELS * PANEL]) {
+                    const int32_t panel[PANELS], const uint8_t *const weights[PANELS], const Rows *x, int32_t row,
+                    int32_t first, int32_t last, float y[][PANELS * PANEL]) {
     const int32_t group = bits == 8 ? GROUP : x->group, ld = x->ld, groups = x->groups;
     const size_t group_bytes = (size_t)group * PANEL * bits / 8, at = (size_t)row * groups;
     const __m512i low = _mm512_set1_epi8(15);
     const uint8_t *weight[PANELS];
     __m512 out[ROWS][PANELS];
-    for (int p = 0; p < panels; p++)
-        weight[p] = linears[p]->panels + ((size_t)panel[p] * groups + first) * group_bytes;
+    for (int p = 0; p < panels; p++) weight[p] = weights[p];
 #pragma GCC unroll 8
     for (int m = 0; m < rows; m++)
 #pragma GCC unroll 8
@@ -128,18 +128,19 @@ INLINE void tile_of(const int rows, const int panels, const int bits, const Line
 
 #define CASE(m, p, b)                                         \
     case (m) * 16 + (p) * 8 + (b) / 4 - 1:                    \
-        tile_of(m, p, b, linears, panel, x, row, first, last, y);        \
+        tile_of(m, p, b, linears, panel, weights, x, row, first, last, y); \
         break;
 #define CASES(m) CASE(m, 1, 8) CASE(m, 2, 8) CASE(m, 1, 4) CASE(m, 2, 4)
 
 static void tile(int rows, int panels, const Linear *const linears[PANELS], const int32_t panel[PANELS],
-                 const Rows *x, int32_t row, int32_t first, int32_t last, float y[][PANELS * PANEL]) {
+                 const uint8_t *const weights[PANELS], const Rows *x, int32_t row, int32_t first, int32_t last,
+                 float y[][PANELS * PANEL]) {
     switch (rows * 16 + panels * 8 + linears[0]->bits / 4 - 1) {
         CASES(1) CASES(2) CASES(3) CASES(4) CASES(5) CASES(6) CASES(7) CASES(8)
     }
 }
 
-const Kernels chuan_avx512_vnni = {"avx512_vnni", 4, OFFSET, linear_space, run_linear, layer_space, run_layer};
+const Kernels chuan_avx512_vnni = {"avx512_vnni", UNIT, OFFSET, linear_space, run_linear, layer_space, run_layer};
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -27,6 +27,7 @@ class LinearStruct(ctypes.Structure):
 
     _fields_ = (
         ("panels", c_void_p),
+        ("rows", c_void_p),
         ("scale", c_void_p),
         ("group_scale", c_void_p),
         ("bias", c_void_p),
@@ -173,14 +174,19 @@ def open_kernels(wanted: str | None) -> NativeKernels | None:
 
 
 def describe_linear(
-    panels: Tensor, width: int, outputs: int, bits: int, group: int, scale: Tensor, bias: Tensor | None
+    weight: Tensor, width: int, outputs: int, bits: int, group: int, scale: Tensor, bias: Tensor | None
 ) -> LinearStruct:
-    """The structure of a packed weight; it points into the tensors, which must outlive it.
+    """The structure of a weight; it points into the tensors, which must outlive it.
 
+    weight: panels; or (N, K) int8, contiguous, which the kernels pack anew each time.
     scale: (N padded,) float32 at 8 bits; (panels, groups, 16) bfloat16 at 4. bias: (N padded,) float32.
     """
     inputs = -(-width // group) * group
-    struct = LinearStruct(_address(panels), None, None, None, outputs, width, inputs, bits, group)
+    struct = LinearStruct(None, None, None, None, None, outputs, width, inputs, bits, group)
+    if weight.dtype == torch.int8:
+        struct.rows = _address(weight)
+    else:
+        struct.panels = _address(weight)
     if bits == 8:
         struct.scale = _address(scale)
     else:

@@ -1,7 +1,5 @@
 /* Which kernels this processor runs, and packing for them. Everything that Python calls is here. */
-#include "kernels.h"
-
-#include <string.h>
+#include "pack.h"
 #if defined(_WIN32)
 #define EXPORT __declspec(dllexport)
 #else
@@ -25,22 +23,6 @@ EXPORT const Kernels *chuan_choose(const char *wanted) {
     return NULL;
 }
 
-/* One panel's whole units, a few lines of each row at a time: what is read and written stays in the first cache. */
-static inline __attribute__((always_inline)) void pack_whole(const int32_t unit, const int8_t *from, int32_t width,
-                                                             int32_t whole, int32_t offset, uint8_t *out) {
-    const uint32_t added = (uint32_t)offset * 0x01010101u; /* 128 or 0 in each byte */
-    for (int32_t start = 0; start < whole; start += 256) {
-        const int32_t end = start + 256 < whole ? start + 256 : whole;
-        for (int32_t n = 0; n < PANEL; n++)
-            for (int32_t k = start; k < end; k += unit) {
-                uint32_t bytes = 0;
-                memcpy(&bytes, from + (size_t)n * width + k, (size_t)unit);
-                bytes ^= added;
-                memcpy(out + (size_t)k * PANEL + n * unit, &bytes, (size_t)unit);
-            }
-    }
-}
-
 /* int8 (rows, width) -> panels (outputs / 16, inputs / unit, 16, unit); padding stands for weights of zero. */
 EXPORT void chuan_pack8(const Kernels *kernels, const int8_t *weight, int32_t rows, int32_t width, int32_t inputs,
                         uint8_t *panels) {
@@ -48,17 +30,8 @@ EXPORT void chuan_pack8(const Kernels *kernels, const int8_t *weight, int32_t ro
 #pragma omp parallel for schedule(static)
     for (int32_t first = 0; first < outputs; first += PANEL) {
         uint8_t *out = panels + (size_t)first * inputs;
-        const int32_t whole = rows - first >= PANEL ? width / unit * unit : 0;
-        const int8_t *from = weight + (size_t)first * width;
-        if (unit == 4) pack_whole(4, from, width, whole, kernels->offset, out);
-        if (unit == 2) pack_whole(2, from, width, whole, kernels->offset, out);
-        out += (size_t)whole * PANEL;
-        for (int32_t k = whole; k < inputs; k += unit)
-            for (int32_t n = first; n < first + PANEL; n++)
-                for (int32_t j = k; j < k + unit; j++) {
-                    const int value = n < rows && j < width ? weight[(size_t)n * width + j] : 0;
-                    *out++ = (uint8_t)(value + kernels->offset);
-                }
+        if (unit == 4) pack_inputs(4, kernels->offset, weight, rows, width, first, 0, inputs, out);
+        if (unit == 2) pack_inputs(2, kernels->offset, weight, rows, width, first, 0, inputs, out);
     }
 }
 

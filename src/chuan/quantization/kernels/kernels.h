@@ -19,7 +19,8 @@
 #define PAGE 64  /* tokens of a page of keys or values, as inference/pages.py has it */
 
 typedef struct {
-    const uint8_t *panels;
+    const uint8_t *panels;       /* or NULL */
+    const int8_t *rows;          /* 8 bits: (N, K), the weight as a file has it, in place of panels */
     const float *scale;          /* 8 bits: (N), one an output */
     const uint16_t *group_scale; /* 4 bits: (panels, groups, 16) bfloat16 */
     const float *bias;           /* (N), or NULL */

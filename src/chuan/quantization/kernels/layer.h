@@ -2,9 +2,10 @@
  *
  * Included by each instruction set's file, which defines `digit` (how an int8 activation is stored), `vec`, WIDTH, fma_,
  * ROWS and PANELS, and the function `tile`. Every row is computed alone and in one order. */
+#include "pack.h"
+
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
 
 #define INLINE static inline __attribute__((always_inline))
 /* A group whose largest value is this many times its mean has an outlier: it gets a second digit. */
@@ -23,9 +24,11 @@ typedef struct {
     int32_t ld; /* a cache line more than K: rows 4,096 bytes apart would all want the same places of the cache */
 } Rows;
 
-/* y (M, P * 16) += the groups from `first` to `last` of the sums over groups; scale and bias come later. */
+/* y (M, P * 16) += the groups from `first` to `last` of the sums over groups; scale and bias come later. `weights` are
+ * those groups of each panel. */
 static void tile(int rows, int panels, const Linear *const linears[PANELS], const int32_t panel[PANELS],
-                 const Rows *x, int32_t row, int32_t first, int32_t last, float y[][PANELS * PANEL]);
+                 const uint8_t *const weights[PANELS], const Rows *x, int32_t row, int32_t first, int32_t last,
+                 float y[][PANELS * PANEL]);
 
 INLINE int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }
 INLINE int32_t pad(int32_t n, int32_t to) { return (n + to - 1) / to * to; }
@@ -153,12 +156,22 @@ INLINE int32_t next_rows(int32_t left) {
 static void multiply_block(const Linear *const linears[PANELS], const int32_t panel[PANELS], int32_t panels,
                            const Rows *x, int32_t row, int32_t rows, float y[][PANELS * PANEL]) {
     const int32_t block = INPUTS / x->group;
+    uint8_t packed[PANELS][INPUTS * PANEL]; /* of weights that are not packed yet */
     memset(y, 0, (size_t)rows * PANELS * PANEL * sizeof(float));
     for (int32_t first = 0; first < x->groups; first += block) {
         const int32_t last = smaller(first + block, x->groups);
+        const uint8_t *weights[PANELS];
+        for (int32_t p = 0; p < panels; p++) {
+            const Linear *linear = linears[p];
+            const size_t group_bytes = (size_t)x->group * PANEL * linear->bits / 8;
+            if (linear->rows != NULL)
+                pack_inputs(UNIT, OFFSET, linear->rows, linear->outputs, linear->width, panel[p] * PANEL,
+                            first * x->group, last * x->group, packed[p]);
+            weights[p] = linear->rows != NULL ? packed[p] : linear->panels + ((size_t)panel[p] * x->groups + first) * group_bytes;
+        }
         for (int32_t m = 0, step; m < rows; m += step) {
             step = next_rows(rows - m);
-            tile(step, panels, linears, panel, x, row + m, first, last, y + m);
+            tile(step, panels, linears, panel, weights, x, row + m, first, last, y + m);
         }
     }
     for (int32_t p = 0; p < panels; p++) {

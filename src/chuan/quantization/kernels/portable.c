@@ -1,6 +1,7 @@
 /* Plain C, for every processor: what the compiler makes of it. The reference of the others, and their spare. */
 #include "kernels.h"
 
+#define UNIT 2
 #define OFFSET 0
 #define ROWS 4
 #define PANELS 2
@@ -17,13 +18,14 @@ typedef uint32_t bits_vec __attribute__((vector_size(16)));
 #include "layer.h"
 
 static void tile(int rows, int panels, const Linear *const linears[PANELS], const int32_t panel[PANELS],
-                 const Rows *x, int32_t row, int32_t first, int32_t last, float y[][PANELS * PANEL]) {
+                 const uint8_t *const weights[PANELS], const Rows *x, int32_t row, int32_t first, int32_t last,
+                 float y[][PANELS * PANEL]) {
     for (int index = 0; index < rows * panels; index++) {
         const int m = index / panels, p = index % panels;
         const Linear *linear = linears[p];
         const int32_t group = x->group, groups = x->groups, low = linear->bits == 4;
         const size_t at = (size_t)(row + m) * groups, group_bytes = (size_t)group * PANEL * linear->bits / 8;
-        const uint8_t *weight = linear->panels + ((size_t)panel[p] * groups + first) * group_bytes;
+        const uint8_t *weight = weights[p];
         float *out = y[m] + p * PANEL;
         for (int32_t g = first; g < last; g++, weight += group_bytes) {
             for (int second = 0; second <= x->outlier[at + g]; second++) {
@@ -52,4 +54,4 @@ static void tile(int rows, int panels, const Linear *const linears[PANELS], cons
     }
 }
 
-const Kernels chuan_portable = {"portable", 2, OFFSET, linear_space, run_linear, layer_space, run_layer};
+const Kernels chuan_portable = {"portable", UNIT, OFFSET, linear_space, run_linear, layer_space, run_layer};

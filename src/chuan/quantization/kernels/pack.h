@@ -1,0 +1,44 @@
+/* How 8-bit weights are packed: for a whole weight at once, and for a few inputs of one that is not packed yet. */
+#ifndef CHUAN_PACK_H
+#define CHUAN_PACK_H
+
+#include "kernels.h"
+
+#include <string.h>
+
+/* Inputs from `begin` to `whole` of a panel, a few lines of each row at a time: what is read and written stays in the
+ * first cache. */
+static inline __attribute__((always_inline)) void pack_whole(const int32_t unit, int32_t offset, const int8_t *from,
+                                                             int32_t width, int32_t begin, int32_t whole,
+                                                             uint8_t *out) {
+    const uint32_t added = (uint32_t)offset * 0x01010101u; /* 128 or 0 in each byte */
+    for (int32_t start = begin; start < whole; start += 256) {
+        const int32_t end = start + 256 < whole ? start + 256 : whole;
+        for (int32_t n = 0; n < PANEL; n++)
+            for (int32_t k = start; k < end; k += unit) {
+                uint32_t bytes = 0;
+                memcpy(&bytes, from + (size_t)n * width + k, (size_t)unit);
+                bytes ^= added;
+                memcpy(out + (size_t)(k - begin) * PANEL + n * unit, &bytes, (size_t)unit);
+            }
+    }
+}
+
+/* weight (rows, width) -> its inputs from `begin` to `end`, whole groups, of the panel that begins with output `first`:
+ * ((end - begin) / unit, 16, unit); padding stands for weights of zero. */
+static inline __attribute__((always_inline)) void pack_inputs(const int32_t unit, int32_t offset, const int8_t *weight,
+                                                              int32_t rows, int32_t width, int32_t first,
+                                                              int32_t begin, int32_t end, uint8_t *out) {
+    const int32_t real = end < width / unit * unit ? end : width / unit * unit;
+    const int32_t whole = rows - first >= PANEL && real > begin ? real : begin;
+    pack_whole(unit, offset, weight + (size_t)first * width, width, begin, whole, out);
+    out += (size_t)(whole - begin) * PANEL;
+    for (int32_t k = whole; k < end; k += unit)
+        for (int32_t n = first; n < first + PANEL; n++)
+            for (int32_t j = k; j < k + unit; j++) {
+                const int value = n < rows && j < width ? weight[(size_t)n * width + j] : 0;
+                *out++ = (uint8_t)(value + offset);
+            }
+}
+
+#endif
