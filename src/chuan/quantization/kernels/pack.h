@@ -5,6 +5,24 @@
 #include "kernels.h"
 
 #include <string.h>
+#if defined(__SSE2__)
+#include <emmintrin.h>
+
+/* Sixteen inputs of four rows, where four lie side by side in a panel: a square of 4 x 4 is transposed. */
+static inline __attribute__((always_inline)) void pack_square(const int8_t *from, int32_t width, uint32_t added,
+                                                              uint8_t *out) {
+    const __m128i offset = _mm_set1_epi32((int)added);
+    __m128i row[4];
+    for (int i = 0; i < 4; i++)
+        row[i] = _mm_xor_si128(_mm_loadu_si128((const __m128i *)(from + (size_t)i * width)), offset);
+    const __m128i low0 = _mm_unpacklo_epi32(row[0], row[1]), low1 = _mm_unpacklo_epi32(row[2], row[3]);
+    const __m128i high0 = _mm_unpackhi_epi32(row[0], row[1]), high1 = _mm_unpackhi_epi32(row[2], row[3]);
+    _mm_storeu_si128((__m128i *)out, _mm_unpacklo_epi64(low0, low1));
+    _mm_storeu_si128((__m128i *)(out + 64), _mm_unpackhi_epi64(low0, low1));
+    _mm_storeu_si128((__m128i *)(out + 128), _mm_unpacklo_epi64(high0, high1));
+    _mm_storeu_si128((__m128i *)(out + 192), _mm_unpackhi_epi64(high0, high1));
+}
+#endif
 
 /* Inputs from `begin` to `whole` of a panel, a few lines of each row at a time: what is read and written stays in the
  * first cache. */
@@ -12,7 +30,14 @@ static inline __attribute__((always_inline)) void pack_whole(const int32_t unit,
                                                              int32_t width, int32_t begin, int32_t whole,
                                                              uint8_t *out) {
     const uint32_t added = (uint32_t)offset * 0x01010101u; /* 128 or 0 in each byte */
-    for (int32_t start = begin; start < whole; start += 256) {
+    int32_t start = begin;
+#if defined(__SSE2__)
+    for (; unit == 4 && start + 64 <= whole; start += 64) /* a line of each row */
+        for (int32_t n = 0; n < PANEL; n += 4)
+            for (int32_t k = start; k < start + 64; k += 16)
+                pack_square(from + (size_t)n * width + k, width, added, out + (size_t)(k - begin) * PANEL + n * 4);
+#endif
+    for (; start < whole; start += 256) {
         const int32_t end = start + 256 < whole ? start + 256 : whole;
         for (int32_t n = 0; n < PANEL; n++)
             for (int32_t k = start; k < end; k += unit) {
