@@ -29,6 +29,11 @@ SHAPE = {
     "num_key_value_heads": 2,
 }
 PAGES = 24
+kernels_here = load_kernels()
+waits = pytest.mark.skipif(
+    kernels_here is None or kernels_here.struct.unit != 4,
+    reason="no weight waits here",
+)
 
 
 def build(bits: int, **changes):
@@ -165,6 +170,7 @@ def test_a_saved_model_answers_the_same_and_transformers_opens_it(tmp_path, bits
     assert (logits - first).norm() / first.norm() < 0.15
 
 
+@waits
 def test_layers_that_wait_to_be_packed_answer_the_same(tmp_path):
     decoder, _ = build(8, num_hidden_layers=5)
     save_folder(tmp_path / "saved", DecoderSource(decoder.bfloat16()), None, Extras())
@@ -185,7 +191,7 @@ def test_layers_that_wait_to_be_packed_answer_the_same(tmp_path):
 
     packed, waiting, changed = (open_again() for _ in range(3))
     assert count_waiting(packed) == 5 * 7
-    packed.pack()
+    packed.finish_loading()
     expected = run(packed)
     assert {count for _, count in expected} == {0}
     found = run(waiting)
@@ -199,6 +205,7 @@ def test_layers_that_wait_to_be_packed_answer_the_same(tmp_path):
     assert (reference[0].float() - expected[0][0]).norm() / expected[0][0].norm() < 0.15  # bfloat16 between linears
 
 
+@waits
 def test_what_waits_is_written_as_it_is(tmp_path):
     decoder, _ = build(8)
     save_folder(tmp_path / "one", DecoderSource(decoder.bfloat16()), None, Extras())

@@ -120,7 +120,7 @@ def run_bench(
         weight = model.decoder.model.embed_tokens.weight
         progress("first token")
         first = measure_prefill(model, 1).seconds
-        finish_loading(model)
+        model.engine.runner.finish_loading()
         progress(f"prefill, {prompt_tokens} tokens")
         measure_prefill(model, min(prompt_tokens, 32))  # what is made at first use is made
         runs = [measure_prefill(model, prompt_tokens) for _ in range(_REPEATS)]
@@ -144,12 +144,6 @@ def run_bench(
         speeds=tuple(speeds),
         limits=Limits(measure_bandwidth(weight.device), measure_rate(model.decoder)),
     )
-
-
-def finish_loading(model: LanguageModel) -> None:
-    """Packs the weights that wait for later steps, so that every measurement is of the same model."""
-    if isinstance(model.engine.runner, NativeRunner):
-        model.engine.runner.pack()
 
 
 def measure_prefill(model: LanguageModel, tokens: int) -> Speed:

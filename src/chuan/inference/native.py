@@ -55,11 +55,10 @@ class NativeRunner:
             config.rms_norm_eps,
         )
         norms = ("input_layernorm.weight", "post_attention_layernorm.weight")
-        # Layers that are not packed yet, with what the structures point to: a linear may be packed by others too.
-        waiting = {index: _list_waiting(layer) for index, layer in enumerate(decoder.model.layers)}
-        self._waiting = {index: [linear.rows for linear in linears] for index, linears in waiting.items() if linears}
+        self._waiting = [index for index, layer in enumerate(decoder.model.layers) if _list_waiting(layer)]
         self._begun = False
         self._norms = [[layer.get_parameter(name).detach().float() for name in norms] for layer in decoder.model.layers]
+        self._held: dict[int, list[Tensor | None]] = {}  # what the structures point to
         self._layers = [self._describe_layer(index) for index in range(config.num_hidden_layers)]
         self._norm = decoder.model.norm.weight.detach().float()
         assert isinstance(decoder.lm_head, IntegerLinear)
@@ -81,17 +80,16 @@ class NativeRunner:
         whole = isinstance(decoder.lm_head, IntegerLinear) and len(alike) == 1 and None not in alike
         return whole and len(linears) == 7 * len(decoder.model.layers) + 1 and size % 16 == 0 and size <= _LARGEST_HEAD
 
-    def pack(self) -> None:
-        """Packs what waits for it, so that all steps from here on cost the same."""
+    def finish_loading(self) -> None:
         while self._waiting:
             self._pack_next()
 
     def _pack_next(self) -> None:
-        index = min(self._waiting)
+        index = self._waiting[0]
         for linear in _list_waiting(self._decoder.model.layers[index]):
-            linear.pack()
+            linear.pack(self._kernels)
         self._layers[index] = self._describe_layer(index)
-        del self._waiting[index]
+        self._waiting.pop(0)
 
     @torch.inference_mode()
     def run(self, pieces: Sequence[Piece]) -> Tensor:
@@ -148,11 +146,13 @@ class NativeRunner:
             "up": "mlp.up_proj",
             "down": "mlp.down_proj",
         }
-        struct = LayerStruct()
+        struct, held = LayerStruct(), []
         for field, name in names.items():
             linear = layer.get_submodule(name)
             assert isinstance(linear, IntegerLinear)
             setattr(struct, field, linear.describe())
+            held += linear.list_held()
+        self._held[index] = held
         struct.input_norm, struct.post_norm = norms[0].data_ptr(), norms[1].data_ptr()
         return struct
 

@@ -60,6 +60,10 @@ class Runner(Protocol):
         """Copies the keys and values of one page to another, in every layer."""
         ...
 
+    def finish_loading(self) -> None:
+        """Does what loading put off for the first answer to come early: from then on steps differ in nothing else."""
+        ...
+
 
 def lay_out(pieces: Sequence[Piece]) -> tuple[list[int], list[int], list[int]]:
     """The pieces end to end: T ids, T positions, and the indices of the tokens whose logits are wanted."""
@@ -103,6 +107,9 @@ class TorchRunner:
             logits_to_keep=torch.tensor(kept, dtype=torch.long, device=weight.device),
         )
         return logits[0].float().cpu()
+
+    def finish_loading(self) -> None:
+        pass
 
     @torch.inference_mode()
     def copy_page(self, source: int, target: int) -> None:

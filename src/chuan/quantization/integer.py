@@ -12,6 +12,7 @@ few channels that are hundreds of times larger than the rest are what makes plai
 from __future__ import annotations
 
 import functools
+import threading
 import warnings
 from collections.abc import Sequence
 from typing import Self, TypeGuard
@@ -21,11 +22,12 @@ from torch import Tensor, nn
 
 from chuan.quantization.int4 import Int4Linear, unpack_nibbles
 from chuan.quantization.int8 import Int8Linear
-from chuan.quantization.kernels.bindings import GROUP, PANEL, LinearStruct, describe_linear, load_kernels
+from chuan.quantization.kernels.bindings import GROUP, PANEL, LinearStruct, NativeKernels, describe_linear, load_kernels
 from chuan.quantization.linear import QuantizedLinear
 
 OUTLIER = 10.0
 _LANES = 16
+_PACKING = threading.Lock()  # two threads that pack one weight would free each other's
 
 
 class IntegerLinear(QuantizedLinear):
@@ -49,11 +51,13 @@ class IntegerLinear(QuantizedLinear):
             self.group = GROUP
             if kernels is None:
                 panels = linear.weight
-            elif packed or not linear.weight.is_contiguous():
+            elif packed or kernels.struct.unit != 4 or not linear.weight.is_contiguous():
+                # Those that take two inputs at a time would be slowed too much by packing them again and again.
                 panels = kernels.pack8(linear.weight)
             else:
                 rows = linear.weight
-            scale = _pad(linear.weight_scale.float().flatten(), linear.out_features)
+            # A copy: a view would keep the file mapped.
+            scale = _pad(linear.weight_scale.to(torch.float32, copy=True).flatten(), linear.out_features)
         else:
             self.group = linear.group_size
             nibbles = linear.weight_packed
@@ -73,17 +77,19 @@ class IntegerLinear(QuantizedLinear):
             return fits and torch.equal(scale.to(torch.bfloat16).to(scale.dtype), scale)
         return isinstance(linear, Int8Linear)
 
-    def pack(self) -> None:
+    def pack(self, kernels: NativeKernels) -> None:
         """Packs a weight that waits for it, and lets go of the file."""
-        kernels = load_kernels()
-        if self.rows is not None and kernels is not None:
-            self.panels, self.rows = kernels.pack8(self.rows), None
+        with _PACKING, torch.inference_mode(False):
+            if self.rows is not None:
+                self.panels = kernels.pack8(self.rows)  # before `rows` goes: others may be reading
+                self.rows = None
 
     def unpack(self, rows: slice = slice(None)) -> Int8Linear | Int4Linear:
         """The layer that these rows were packed from, without bias."""
         first, last, _ = rows.indices(self.out_features)
-        if self.rows is not None:
-            return Int8Linear(self.rows[rows].clone(), self.scale[first:last].unsqueeze(-1))
+        waiting = self.rows
+        if waiting is not None:
+            return Int8Linear(waiting[rows].clone(), self.scale[first:last].unsqueeze(-1))
         assert self.panels is not None
         kernels, count, width = load_kernels(), last - first, self.in_features
         if self.bits == 8:
@@ -93,12 +99,16 @@ class IntegerLinear(QuantizedLinear):
         return Int4Linear(nibbles, self.scale.transpose(1, 2).flatten(0, 1)[first:last].contiguous(), width)
 
     def describe(self) -> LinearStruct:
-        """The structure that the compiled kernels read; it points into this layer's memory, `hold` keeps the rest."""
+        """The structure that the compiled kernels read; it points into the tensors of `list_held`."""
         weight = self.panels if self.rows is None else self.rows
         assert weight is not None
         return describe_linear(
             weight, self.in_features, self.out_features, self.bits, self.group, self.scale, self.padded_bias
         )
+
+    def list_held(self) -> list[Tensor | None]:
+        """What must outlive the structure of `describe`, even where this layer is packed meanwhile."""
+        return [self.panels, self.rows, self.scale, self.padded_bias]
 
     @functools.cached_property
     def padded_bias(self) -> Tensor | None:
@@ -116,7 +126,10 @@ class IntegerLinear(QuantizedLinear):
         raise NotImplementedError("unpack first")
 
     def forward(self, x: Tensor) -> Tensor:
-        self.pack()
+        if self.rows is not None:
+            kernels = load_kernels()
+            assert kernels is not None
+            self.pack(kernels)
         assert self.panels is not None
         flat = x.reshape(-1, self.in_features).float().contiguous()
         y = multiply(

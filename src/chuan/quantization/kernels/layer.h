@@ -1,7 +1,7 @@
 /* What surrounds the matrix products: norms, quantized activations, RoPE, attention over pages, a whole decoder layer.
  *
- * Included by each instruction set's file, which defines `digit` (how an int8 activation is stored), `vec`, WIDTH, fma_,
- * ROWS and PANELS, and the function `tile`. Every row is computed alone and in one order. */
+ * Included by each instruction set's file, which defines UNIT, OFFSET, `digit` (how an int8 activation is stored), `vec`,
+ * WIDTH, fma_, ROWS and PANELS, and the function `tile`. Every row is computed alone and in one order. */
 #include "pack.h"
 
 #include <math.h>
@@ -156,7 +156,7 @@ INLINE int32_t next_rows(int32_t left) {
 static void multiply_block(const Linear *const linears[PANELS], const int32_t panel[PANELS], int32_t panels,
                            const Rows *x, int32_t row, int32_t rows, float y[][PANELS * PANEL]) {
     const int32_t block = INPUTS / x->group;
-    uint8_t packed[PANELS][INPUTS * PANEL]; /* of weights that are not packed yet */
+    uint8_t packed[PANELS][INPUTS * PANEL] __attribute__((aligned(64))); /* of weights that are not packed yet */
     memset(y, 0, (size_t)rows * PANELS * PANEL * sizeof(float));
     for (int32_t first = 0; first < x->groups; first += block) {
         const int32_t last = smaller(first + block, x->groups);
