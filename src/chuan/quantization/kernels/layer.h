@@ -151,6 +151,12 @@ INLINE int32_t next_rows(int32_t left) {
     return (left + tiles - 1) / tiles;
 }
 
+/* Some inputs of a panel that is not packed yet. Not inline: the products around it are the rule, and this is not. */
+static __attribute__((noinline)) void pack_block(const Linear *linear, int32_t panel, int32_t begin, int32_t end,
+                                                 uint8_t *packed) {
+    pack_inputs(UNIT, OFFSET, linear->rows, linear->outputs, linear->width, panel * PANEL, begin, end, packed);
+}
+
 /* y (T', P * 16) = the product of rows `row` and on by some panels. A few inputs at a time, so that what is read of the
  * panels stays in the first cache while all rows pass by. */
 static void multiply_block(const Linear *const linears[PANELS], const int32_t panel[PANELS], int32_t panels,
@@ -164,10 +170,11 @@ static void multiply_block(const Linear *const linears[PANELS], const int32_t pa
         for (int32_t p = 0; p < panels; p++) {
             const Linear *linear = linears[p];
             const size_t group_bytes = (size_t)x->group * PANEL * linear->bits / 8;
+            weights[p] = packed[p];
             if (linear->rows != NULL)
-                pack_inputs(UNIT, OFFSET, linear->rows, linear->outputs, linear->width, panel[p] * PANEL,
-                            first * x->group, last * x->group, packed[p]);
-            weights[p] = linear->rows != NULL ? packed[p] : linear->panels + ((size_t)panel[p] * x->groups + first) * group_bytes;
+                pack_block(linear, panel[p], first * x->group, last * x->group, packed[p]);
+            else
+                weights[p] = linear->panels + ((size_t)panel[p] * x->groups + first) * group_bytes;
         }
         for (int32_t m = 0, step; m < rows; m += step) {
             step = next_rows(rows - m);
