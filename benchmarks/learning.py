@@ -34,7 +34,6 @@ from torch.utils.data import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from chuan.corpus.shards import ShardReader
-from chuan.inference.device import DTYPES
 from chuan.recipes import load_recipe
 from chuan.staging import staged_file
 from chuan.tokenizer.folder import load_tokenizer
@@ -61,14 +60,14 @@ class Given:
     tokenizer: str
     minutes: float
     output: Path
-    dtype: torch.dtype
+    dtype: str
 
     def read_recipe(self, name: str, *overrides: str) -> PretrainRecipe:
         settings = [
             f"data.shards={self.shards}",
             f"data.tokenizer={self.tokenizer}",
             f"output={self.output / name}",
-            f"dtype={str(self.dtype).removeprefix('torch.')}",
+            f"dtype={self.dtype}",
             "state.every=100000",
             "watch.log=1",
             f"watch.validation_rows={VALIDATION_ROWS}",
@@ -179,7 +178,7 @@ def train_theirs(given: Given, learning_rate: float, seed: int, steps: int, ever
         adam_beta1=0.9,
         adam_beta2=0.95,
         max_grad_norm=1.0,
-        bf16=given.dtype == torch.bfloat16,
+        bf16=given.dtype == "bfloat16",
         torch_compile=True,
         use_cpu=True,
         save_strategy="no",
@@ -251,7 +250,7 @@ def main() -> None:
     setup = keep(output / "setup.json", lambda: {**asked, "dtype": dtype, "machine": describe_machine()})
     if any(setup[name] != value for name, value in asked.items()):
         parser.error(f"{output} holds runs of another setup; name another --output")
-    given = Given(**asked, output=output, dtype=DTYPES[setup["dtype"]])
+    given = Given(**asked, output=output, dtype=setup["dtype"])
     seconds = keep(output / "seconds.json", lambda: time_sides(given))
 
     def run(learning_rate: float, seed: int) -> Curve:

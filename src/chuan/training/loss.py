@@ -93,23 +93,6 @@ def count_slice(vocabulary: float, logits: int) -> int:
     return rows - rows % _TILE if rows > _TILE else rows
 
 
-def cross_entropy(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    max_z: float = 0.0,
-    group: dist.ProcessGroup | None = None,
-    score: Score | None = None,
-) -> tuple[Tensor, Tensor]:
-    """(N, W) by (V, W), targets (N,) -> the sums over N of (-ln p + max_z * largest logit squared), and of -ln p.
-
-    With `group`, `weight` is this rank's share of the vocabulary's rows and `targets` are ids of the whole. Gradients
-    are computed on the way forward, a slice of N at a time, so that nothing of the size N x V is kept. `score` stands
-    for `score_slice`.
-    """
-    return _CrossEntropy.apply(hidden, weight, targets, max_z, group, score or score_slice)
-
-
 def score_slice(
     rows: Tensor, weight: Tensor, targets: Tensor, max_z: float, group: dist.ProcessGroup | None, wants_grad: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -141,6 +124,23 @@ def score_slice(
     if where is not None:
         grad.scatter_add_(1, where, torch.where(own_largest == largest, 2 * max_z * largest, 0))
     return nll, total, grad.to(rows.dtype)
+
+
+def cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    max_z: float = 0.0,
+    group: dist.ProcessGroup | None = None,
+    score: Score = score_slice,
+) -> tuple[Tensor, Tensor]:
+    """(N, W) by (V, W), targets (N,) -> the sums over N of (-ln p + max_z * largest logit squared), and of -ln p.
+
+    With `group`, `weight` is this rank's share of the vocabulary's rows and `targets` are ids of the whole. Gradients
+    are computed on the way forward, a slice of N at a time, so that nothing of the size N x V is kept. `score` is
+    `score_slice`, or that compiled.
+    """
+    return _CrossEntropy.apply(hidden, weight, targets, max_z, group, score)
 
 
 class _CrossEntropy(torch.autograd.Function):

@@ -64,7 +64,9 @@ class CpuAttention(PackedAttention):
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         if torch.compiler.is_compiling() and queries.dtype != torch.float32 and queries.shape[2] <= _SHORT:
             return attend_blocks(queries, keys, values, self._documents)
-        return attend(queries, keys, values, None) if self._whole else self._attend_apart(queries, keys, values)
+        if self._whole:
+            return super().attend(layer, queries, keys, values, mask)
+        return self._attend_apart(queries, keys, values)
 
     @torch.compiler.disable  # lengths differ from step to step, and each set of them would be compiled anew
     def _attend_apart(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
