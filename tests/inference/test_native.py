@@ -29,11 +29,7 @@ SHAPE = {
     "num_key_value_heads": 2,
 }
 PAGES = 24
-kernels_here = load_kernels()
-waits = pytest.mark.skipif(
-    kernels_here is None or kernels_here.struct.unit != 4,
-    reason="no weight waits here",
-)
+waits = pytest.mark.skipif(load_kernels() is None, reason="no weight waits here")
 
 
 def build(bits: int, **changes):

@@ -51,8 +51,7 @@ class IntegerLinear(QuantizedLinear):
             self.group = GROUP
             if kernels is None:
                 panels = linear.weight
-            elif packed or kernels.struct.unit != 4 or not linear.weight.is_contiguous():
-                # Those that take two inputs at a time would be slowed too much by packing them again and again.
+            elif packed or not linear.weight.is_contiguous():
                 panels = kernels.pack8(linear.weight)
             else:
                 rows = linear.weight

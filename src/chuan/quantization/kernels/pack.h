@@ -9,8 +9,8 @@
 #include <emmintrin.h>
 
 /* Sixteen inputs of four rows, where four lie side by side in a panel: a square of 4 x 4 is transposed. */
-static inline __attribute__((always_inline)) void pack_square(const int8_t *from, int32_t width, uint32_t added,
-                                                              uint8_t *out) {
+static inline __attribute__((always_inline)) void pack_square4(const int8_t *from, int32_t width, uint32_t added,
+                                                               uint8_t *out) {
     const __m128i offset = _mm_set1_epi32((int)added);
     __m128i row[4];
     for (int i = 0; i < 4; i++)
@@ -22,6 +22,28 @@ static inline __attribute__((always_inline)) void pack_square(const int8_t *from
     _mm_storeu_si128((__m128i *)(out + 128), _mm_unpacklo_epi64(high0, high1));
     _mm_storeu_si128((__m128i *)(out + 192), _mm_unpackhi_epi64(high0, high1));
 }
+
+/* Sixteen inputs of eight rows, where two lie side by side: a square of 8 x 8. */
+static inline __attribute__((always_inline)) void pack_square2(const int8_t *from, int32_t width, uint32_t added,
+                                                               uint8_t *out) {
+    const __m128i offset = _mm_set1_epi32((int)added);
+    __m128i row[8], two[8], four[8]; /* of one row each, of two, of four */
+    for (int i = 0; i < 8; i++)
+        row[i] = _mm_xor_si128(_mm_loadu_si128((const __m128i *)(from + (size_t)i * width)), offset);
+    for (int i = 0; i < 4; i++) {
+        two[i] = _mm_unpacklo_epi16(row[2 * i], row[2 * i + 1]);
+        two[i + 4] = _mm_unpackhi_epi16(row[2 * i], row[2 * i + 1]);
+    }
+    for (int i = 0; i < 8; i += 2) {
+        four[i] = _mm_unpacklo_epi32(two[i], two[i + 1]);
+        four[i + 1] = _mm_unpackhi_epi32(two[i], two[i + 1]);
+    }
+    for (int i = 0; i < 4; i++) {
+        const __m128i first = four[i / 2 * 4 + i % 2], second = four[i / 2 * 4 + 2 + i % 2];
+        _mm_storeu_si128((__m128i *)(out + i * 64), _mm_unpacklo_epi64(first, second));
+        _mm_storeu_si128((__m128i *)(out + i * 64 + 32), _mm_unpackhi_epi64(first, second));
+    }
+}
 #endif
 
 /* Inputs from `begin` to `whole` of a panel, a few lines of each row at a time: what is read and written stays in the
@@ -32,10 +54,14 @@ static inline __attribute__((always_inline)) void pack_whole(const int32_t unit,
     const uint32_t added = (uint32_t)offset * 0x01010101u; /* 128 or 0 in each byte */
     int32_t start = begin;
 #if defined(__SSE2__)
-    for (; unit == 4 && start + 64 <= whole; start += 64) /* a line of each row */
-        for (int32_t n = 0; n < PANEL; n += 4)
-            for (int32_t k = start; k < start + 64; k += 16)
-                pack_square(from + (size_t)n * width + k, width, added, out + (size_t)(k - begin) * PANEL + n * 4);
+    for (; start + 64 <= whole; start += 64) /* a line of each row */
+        for (int32_t n = 0; n < PANEL; n += 16 / unit)
+            for (int32_t k = start; k < start + 64; k += 16) {
+                const int8_t *square = from + (size_t)n * width + k;
+                uint8_t *to = out + (size_t)(k - begin) * PANEL + n * unit;
+                if (unit == 4) pack_square4(square, width, added, to);
+                if (unit == 2) pack_square2(square, width, added, to);
+            }
 #endif
     for (; start < whole; start += 256) {
         const int32_t end = start + 256 < whole ? start + 256 : whole;
