@@ -22,7 +22,15 @@ from torch import Tensor, nn
 
 from chuan.quantization.int4 import Int4Linear, unpack_nibbles
 from chuan.quantization.int8 import Int8Linear
-from chuan.quantization.kernels.bindings import GROUP, PANEL, LinearStruct, NativeKernels, describe_linear, load_kernels
+from chuan.quantization.kernels.bindings import (
+    GROUP,
+    INPUTS,
+    PANEL,
+    LinearStruct,
+    NativeKernels,
+    describe_linear,
+    load_kernels,
+)
 from chuan.quantization.linear import QuantizedLinear
 
 OUTLIER = 10.0
@@ -189,13 +197,13 @@ def multiply_in_torch(
     weight = nn.functional.pad(weight, (0, padding)).unflatten(1, (-1, group))
     first, second, activation_scale = quantize_activations(nn.functional.pad(x, (0, padding)), group)
     y = torch.zeros(x.shape[0], outputs)
-    again = torch.tensor(1.0 / 254.0, dtype=torch.float32)
-    for index in range(weight.shape[1]):
-        part = weight[:, index].float().T
-        factor = activation_scale[:, index, None]
-        for digits, size in ((first, factor), (second, factor * again)):
-            by_output = size if group_scale is None else size * group_scale[None, :, index]
-            y = y + (digits[:, index] @ part) * by_output
+    second_scale = activation_scale * torch.tensor(1.0 / 254.0, dtype=torch.float32)
+    for block in torch.arange(weight.shape[1]).split(INPUTS // group):
+        for digits, size in ((first, activation_scale), (second, second_scale)):
+            for index in block.tolist():
+                factor = size[:, index, None]
+                by_output = factor if group_scale is None else factor * group_scale[None, :, index]
+                y = y + (digits[:, index] @ weight[:, index].float().T) * by_output
     if scale is not None:
         y = y * scale
     return y if bias is None else y + bias[:outputs]

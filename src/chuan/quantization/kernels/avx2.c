@@ -64,30 +64,24 @@ INLINE void tile_of(const int rows, const int bits, const Linear *linear, int32_
     for (int m = 0; m < rows; m++)
         for (int half = 0; half < 2; half++) out[m][half] = _mm256_loadu_ps(y[m] + column + half * 8);
     for (int32_t g = first; g < last; g++, weight += group_bytes) {
-        int outlier = 0;
         __m256 scale[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
-        for (int m = 0; m < rows; m++) outlier |= x->outlier[at + (size_t)m * groups + g];
         for (int half = 0; half < 2 && bits == 4; half++) {
             const uint16_t *from = linear->group_scale + ((size_t)panel * groups + g) * PANEL + half * 8;
             const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)from));
             scale[half] = _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
         }
-        for (int second = 0; second <= outlier; second++) {
-            __asm__("" : "+r"(weight)); /* hides that both turns read the same weights */
-            const digit *digits = (second ? x->second : x->first) + (size_t)row * ld + (size_t)g * group;
-            const int32_t *start = (second ? x->again : x->start) + at + g;
-            __m256i sums[ROWS][2];
+        const digit *digits = x->digits + (size_t)row * ld + (size_t)g * group;
+        const int32_t *start = x->start + at + g;
+        __m256i sums[ROWS][2];
 #pragma GCC unroll 4
-            for (int m = 0; m < rows; m++) sums[m][0] = sums[m][1] = _mm256_set1_epi32(start[(size_t)m * groups]);
-            add_group(rows, bits, weight, digits, ld, group, sums);
+        for (int m = 0; m < rows; m++) sums[m][0] = sums[m][1] = _mm256_set1_epi32(start[(size_t)m * groups]);
+        add_group(rows, bits, weight, digits, ld, group, sums);
 #pragma GCC unroll 4
-            for (int m = 0; m < rows; m++) {
-                const float a = x->scale[at + (size_t)m * groups + g];
-                const __m256 factor = _mm256_set1_ps(second ? a * SECOND : a);
-                for (int half = 0; half < 2; half++) {
-                    const __m256 f = bits == 8 ? factor : _mm256_mul_ps(factor, scale[half]);
-                    out[m][half] = _mm256_add_ps(out[m][half], _mm256_mul_ps(_mm256_cvtepi32_ps(sums[m][half]), f));
-                }
+        for (int m = 0; m < rows; m++) {
+            const __m256 factor = _mm256_set1_ps(x->scale[at + (size_t)m * groups + g]);
+            for (int half = 0; half < 2; half++) {
+                const __m256 f = bits == 8 ? factor : _mm256_mul_ps(factor, scale[half]);
+                out[m][half] = _mm256_add_ps(out[m][half], _mm256_mul_ps(_mm256_cvtepi32_ps(sums[m][half]), f));
             }
         }
     }

@@ -41,8 +41,8 @@ typedef uint32_t bits_vec __attribute__((vector_size(64)));
             __asm__("vpdpbusd %2, %1, %0" : "+v"(sums[m][p]) : "v"(weights[p]), "v"(value));          \
     }
 
-/* The loops are written out in one function, for the compiler to keep all sums in registers: `rows`, `panels` and `bits`
- * are constants wherever it is called. */
+/* The loops are written out in one function, but for the one over inputs, for GCC 12 to keep all sums in registers: `rows`,
+ * `panels` and `bits` are constants wherever it is called. */
 INLINE void tile_of(const int rows, const int panels, const int bits, const Linear *const linears[PANELS],
                     const int32_t panel[PANELS], const uint8_t *const weights[PANELS], const Rows *x, int32_t row,
                     int32_t first, int32_t last, float y[][PANELS * PANEL]) {
@@ -57,67 +57,56 @@ INLINE void tile_of(const int rows, const int panels, const int bits, const Line
 #pragma GCC unroll 8
         for (int p = 0; p < panels; p++) out[m][p] = _mm512_loadu_ps(y[m] + p * PANEL);
     for (int32_t g = first; g < last; g++) {
-        int outlier = 0;
         __m512 scale[PANELS];
-#pragma GCC unroll 8
-        for (int m = 0; m < rows; m++) outlier |= x->outlier[at + (size_t)m * groups + g];
 #pragma GCC unroll 8
         for (int p = 0; p < panels && bits == 4; p++) {
             const uint16_t *from = linears[p]->group_scale + ((size_t)panel[p] * groups + g) * PANEL;
             const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from));
             scale[p] = _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
         }
-        const digit *digits = x->first + (size_t)row * ld + (size_t)g * group;
+        const digit *digits = x->digits + (size_t)row * ld + (size_t)g * group;
         const int32_t *start = x->start + at + g;
         const float *factor = x->scale + at + g;
-        float again[ROWS];
-        int second = 0;
-        do {
-            __m512i sums[ROWS][PANELS];
+        __m512i sums[ROWS][PANELS];
 #pragma GCC unroll 8
-            for (int m = 0; m < rows; m++)
+        for (int m = 0; m < rows; m++)
 #pragma GCC unroll 8
-                for (int p = 0; p < panels; p++) sums[m][p] = _mm512_set1_epi32(start[(size_t)m * groups]);
-            if (bits == 8) {
-#pragma GCC unroll 2
-                for (int k = 0; k < GROUP / 4; k++) {
-                    __m512i w[PANELS];
-#pragma GCC unroll 8
-                    for (int p = 0; p < panels; p++) {
-                        w[p] = _mm512_loadu_si512(weight[p] + k * 64);
-                        _mm_prefetch((const char *)weight[p] + k * 64 + AHEAD, _MM_HINT_T1);
-                    }
-                    ADD_FOUR(w, k * 4)
-                }
-            } else {
-                for (int32_t k = 0; k < group / 8; k++) {
-                    __m512i w[PANELS], high[PANELS];
-#pragma GCC unroll 8
-                    for (int p = 0; p < panels; p++) {
-                        w[p] = _mm512_loadu_si512(weight[p] + k * 64);
-                        _mm_prefetch((const char *)weight[p] + k * 64 + AHEAD, _MM_HINT_T1);
-                        high[p] = _mm512_and_si512(_mm512_srli_epi16(w[p], 4), low);
-                        w[p] = _mm512_and_si512(w[p], low);
-                    }
-                    ADD_FOUR(w, k * 8)
-                    ADD_FOUR(high, k * 8 + 4)
-                }
-            }
-#pragma GCC unroll 8
-            for (int m = 0; m < rows; m++) {
-                const __m512 f = _mm512_set1_ps(second ? again[m] : factor[(size_t)m * groups]);
+            for (int p = 0; p < panels; p++) sums[m][p] = _mm512_set1_epi32(start[(size_t)m * groups]);
+        if (bits == 8) {
+#pragma GCC unroll 1
+            for (int k = 0; k < GROUP / 4; k++) {
+                __m512i w[PANELS];
 #pragma GCC unroll 8
                 for (int p = 0; p < panels; p++) {
-                    const __m512 sum = _mm512_cvtepi32_ps(sums[m][p]);
-                    const __m512 product = _mm512_mul_ps(sum, bits == 8 ? f : _mm512_mul_ps(f, scale[p]));
-                    out[m][p] = _mm512_add_ps(out[m][p], product);
+                    w[p] = _mm512_loadu_si512(weight[p] + k * 64);
+                    _mm_prefetch((const char *)weight[p] + k * 64 + AHEAD, _MM_HINT_T1);
                 }
+                ADD_FOUR(w, k * 4)
             }
-            if (second || !outlier) break;
-            second = 1;
-            digits = x->second + (size_t)row * ld + (size_t)g * group, start = x->again + at + g;
-            for (int m = 0; m < rows; m++) again[m] = factor[(size_t)m * groups] * SECOND;
-        } while (1);
+        } else {
+            for (int32_t k = 0; k < group / 8; k++) {
+                __m512i w[PANELS], high[PANELS];
+#pragma GCC unroll 8
+                for (int p = 0; p < panels; p++) {
+                    w[p] = _mm512_loadu_si512(weight[p] + k * 64);
+                    _mm_prefetch((const char *)weight[p] + k * 64 + AHEAD, _MM_HINT_T1);
+                    high[p] = _mm512_and_si512(_mm512_srli_epi16(w[p], 4), low);
+                    w[p] = _mm512_and_si512(w[p], low);
+                }
+                ADD_FOUR(w, k * 8)
+                ADD_FOUR(high, k * 8 + 4)
+            }
+        }
+#pragma GCC unroll 8
+        for (int m = 0; m < rows; m++) {
+            const __m512 f = _mm512_set1_ps(factor[(size_t)m * groups]);
+#pragma GCC unroll 8
+            for (int p = 0; p < panels; p++) {
+                const __m512 sum = _mm512_cvtepi32_ps(sums[m][p]);
+                const __m512 product = _mm512_mul_ps(sum, bits == 8 ? f : _mm512_mul_ps(f, scale[p]));
+                out[m][p] = _mm512_add_ps(out[m][p], product);
+            }
+        }
         for (int p = 0; p < panels; p++) weight[p] += group_bytes;
     }
 #pragma GCC unroll 8

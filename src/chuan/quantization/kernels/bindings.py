@@ -18,6 +18,7 @@ from torch import Tensor
 from chuan.errors import ChuanError
 
 GROUP = 64
+INPUTS = 512
 PANEL = 16
 SETTING = "CHUAN_KERNELS"
 

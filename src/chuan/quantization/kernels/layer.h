@@ -11,18 +11,24 @@
 /* A group whose largest value is this many times its mean has an outlier: it gets a second digit. */
 #define OUTLIER 10.0f
 #define SECOND (1.0f / 254.0f)
-#define INPUTS 512    /* of a block: with 32 outputs they take a third of a first-level cache */
-#define ROW_BLOCK 256 /* rows whose sums are kept at a time */
+#define ROW_BLOCK 256 /* rows whose sums are kept at a time; `having` has a byte for each */
 
-/* Quantized rows: x ~ scale * (first + second / 254), second being zero but in groups with an outlier. */
+/* Rows of digits, times their scales. */
 typedef struct {
-    digit *first, *second;  /* (T, ld) */
-    float *scale;           /* (T, groups) */
-    int32_t *start, *again; /* (T, groups): what cancels the offset of the weights, for each digit */
-    uint8_t *outlier;       /* (T, groups) */
+    digit *digits;  /* (T, ld) */
+    float *scale;   /* (T, groups) */
+    int32_t *start; /* (T, groups): what cancels the offset of the weights */
     int32_t inputs, group, groups;
     int32_t ld; /* a cache line more than K: rows 4,096 bytes apart would all want the same places of the cache */
 } Rows;
+
+/* Quantized rows: x ~ first + second. Only a group with an outlier has second digits, in steps of 1/254 of the first: in
+ * each group of each ROW_BLOCK rows they stand at the top, `count` of them, and `having` tells which rows they belong to. */
+typedef struct {
+    Rows first, second;
+    uint8_t *having; /* (T, groups) */
+    int32_t *count;  /* (T / ROW_BLOCK, groups) */
+} Quantized;
 
 /* y (M, P * 16) += the groups from `first` to `last` of the sums over groups; scale and bias come later. `weights` are
  * those groups of each panel. */
@@ -45,21 +51,28 @@ static void *take(Space *space, size_t size) {
     return piece;
 }
 
-static Rows take_rows(Space *space, int32_t rows, int32_t inputs, int32_t group) {
-    const int32_t ld = inputs + 64;
-    const size_t elements = (size_t)rows * ld, groups = (size_t)rows * (inputs / 32);
-    Rows x = {.inputs = inputs, .group = group, .groups = inputs / group, .ld = ld};
-    x.first = take(space, elements * sizeof(digit));
-    x.second = take(space, elements * sizeof(digit));
+static Rows take_rows(Space *space, int32_t rows, int32_t inputs) {
+    const size_t groups = (size_t)rows * (inputs / 32);
+    Rows x = {.ld = inputs + 64};
+    x.digits = take(space, (size_t)rows * x.ld * sizeof(digit));
     x.scale = take(space, groups * sizeof(float));
     x.start = take(space, groups * sizeof(int32_t));
-    x.again = take(space, groups * sizeof(int32_t));
-    x.outlier = take(space, groups);
     return x;
 }
 
-static void set_group(Rows *x, const Linear *linear) {
-    x->inputs = linear->inputs, x->group = linear->group, x->groups = linear->inputs / linear->group;
+static Quantized take_quantized(Space *space, int32_t rows, int32_t inputs) {
+    Quantized x = {.first = take_rows(space, rows, inputs), .second = take_rows(space, rows, inputs)};
+    x.having = take(space, (size_t)rows * (inputs / 32));
+    x.count = take(space, (size_t)(pad(rows, ROW_BLOCK) / ROW_BLOCK) * (inputs / 32) * sizeof(int32_t));
+    return x;
+}
+
+static void set_group(Quantized *x, const Linear *linear) {
+    Rows *both[2] = {&x->first, &x->second};
+    for (int i = 0; i < 2; i++) {
+        both[i]->inputs = linear->inputs, both[i]->group = linear->group;
+        both[i]->groups = linear->inputs / linear->group;
+    }
 }
 
 /* Rounds to the nearest integer, ties to even: 1.5 * 2^23 leaves no room for a fraction. */
@@ -77,7 +90,7 @@ INLINE int32_t write_digits(const int size, const float *values, digit *digits) 
 }
 
 /* One group of a row; `count` of its inputs are real. A value that is not finite makes the scale, and so the result, NaN. */
-INLINE void quantize_group(const int size, Rows *x, int32_t row, int32_t index, const float *values, int32_t count,
+INLINE void quantize_group(const int size, Quantized *x, int32_t row, int32_t index, const float *values, int32_t count,
                            int32_t offset) {
     float padded[128], scaled[128], sums[16] = {0}, sum = 0, top;
     int32_t largest[16] = {0}, bits = 0;
@@ -97,19 +110,18 @@ INLINE void quantize_group(const int size, Rows *x, int32_t row, int32_t index, 
     for (int j = 0; j < 16; j++) bits = largest[j] > bits ? largest[j] : bits;
     for (int j = 0; j < 16; j++) sum += sums[j];
     memcpy(&top, &bits, sizeof top);
-    const size_t place = (size_t)row * x->groups + index, at = (size_t)row * x->ld + (size_t)index * size;
+    const size_t place = (size_t)row * x->first.groups + index, at = (size_t)row * x->first.ld + (size_t)index * size;
     const int finite = bits < 0x7f800000, some = finite && top > 1e-30f;
     const int outlier = some && top * (float)size > OUTLIER * sum;
     const float inverse = some ? 127.0f / top : 0.0f;
     for (int k = 0; k < size; k++) scaled[k] = some ? round_(values[k] * inverse) : 0.0f;
-    x->start[place] = -offset * write_digits(size, scaled, x->first + at);
-    x->scale[place] = some ? top / 127.0f : finite ? 0.0f : NAN;
-    x->outlier[place] = (uint8_t)outlier;
-    if (outlier)
-        for (int k = 0; k < size; k++) scaled[k] = round_((values[k] * inverse - scaled[k]) * 254.0f);
-    else
-        memset(scaled, 0, sizeof scaled);
-    x->again[place] = -offset * write_digits(size, scaled, x->second + at);
+    x->first.start[place] = -offset * write_digits(size, scaled, x->first.digits + at);
+    x->first.scale[place] = some ? top / 127.0f : finite ? 0.0f : NAN;
+    x->having[place] = (uint8_t)outlier;
+    if (!outlier) return;
+    for (int k = 0; k < size; k++) scaled[k] = round_((values[k] * inverse - scaled[k]) * 254.0f);
+    x->second.start[place] = -offset * write_digits(size, scaled, x->second.digits + at);
+    x->second.scale[place] = x->first.scale[place] * SECOND;
 }
 
 /* A row's norm (Zhang and Sennrich 2019): values over their root mean square, times the weight. */
@@ -124,10 +136,32 @@ static void normalize(const float *x, const float *weight, int32_t count, float 
     for (k = 0; k < count; k++) y[k] = weight[k] * (x[k] * scale);
 }
 
+/* Moves a group's second digits, which each row has where its first ones are, to the top. */
+static void gather_seconds(Quantized *x, int32_t rows, int32_t group) {
+    Rows *second = &x->second;
+    const size_t groups = (size_t)second->groups, ld = (size_t)second->ld;
+    for (int32_t first = 0; first < rows; first += ROW_BLOCK) {
+        digit *digits = second->digits + (size_t)first * ld + (size_t)group * second->group;
+        const size_t place = (size_t)first * groups + group;
+        size_t count = 0;
+        for (int32_t row = 0; row < smaller(ROW_BLOCK, rows - first); row++) {
+            const size_t from = place + row * groups, to = place + count * groups;
+            if (!x->having[from]) continue;
+            x->having[to] = (uint8_t)row; /* never below the row that is read next */
+            if (to != from) {
+                memcpy(digits + count * ld, digits + row * ld, (size_t)second->group * sizeof(digit));
+                second->start[to] = second->start[from], second->scale[to] = second->scale[from];
+            }
+            count++;
+        }
+        x->count[(size_t)(first / ROW_BLOCK) * groups + group] = (int32_t)count;
+    }
+}
+
 /* (T, count) floats -> rows; with `norm` they are normalized first, in `scratch` (T, count). All threads come here. */
-static void quantize(Rows *x, int32_t rows, const float *values, int32_t count, const Linear *for_, const float *norm,
-                     float eps, float *scratch) {
-    const int32_t offset = for_->bits == 4 ? 8 : OFFSET;
+static void quantize(Quantized *x, int32_t rows, const float *values, int32_t count, const Linear *for_,
+                     const float *norm, float eps, float *scratch) {
+    const int32_t offset = for_->bits == 4 ? 8 : OFFSET, groups = x->first.groups, size = x->first.group;
     if (norm != NULL) {
 #pragma omp for schedule(static)
         for (int32_t row = 0; row < rows; row++)
@@ -135,14 +169,18 @@ static void quantize(Rows *x, int32_t rows, const float *values, int32_t count, 
         values = scratch;
     }
 #pragma omp for schedule(static)
-    for (int32_t index = 0; index < rows * x->groups; index++) {
-        const int32_t row = index / x->groups, group = index % x->groups, first = group * x->group;
-        const int32_t real = smaller(count - first, x->group);
+    for (int32_t index = 0; index < rows * groups; index++) {
+        const int32_t row = index / groups, group = index % groups, first = group * size;
+        const int32_t real = smaller(count - first, size);
         const float *from = values + (size_t)row * count + first;
-        if (x->group == 32) quantize_group(32, x, row, group, from, real, offset);
-        if (x->group == 64) quantize_group(64, x, row, group, from, real, offset);
-        if (x->group == 128) quantize_group(128, x, row, group, from, real, offset);
+        if (size == 32) quantize_group(32, x, row, group, from, real, offset);
+        if (size == 64) quantize_group(64, x, row, group, from, real, offset);
+        if (size == 128) quantize_group(128, x, row, group, from, real, offset);
+        if (rows == 1) gather_seconds(x, 1, group);
     }
+    if (rows == 1) return; /* saves all threads a meeting */
+#pragma omp for schedule(static)
+    for (int32_t group = 0; group < groups; group++) gather_seconds(x, rows, group);
 }
 
 /* How many rows the next tile takes: as even a split as possible, because small tiles are slow. */
@@ -157,44 +195,68 @@ static __attribute__((noinline)) void pack_block(const Linear *linear, int32_t p
     pack_inputs(UNIT, OFFSET, linear->rows, linear->outputs, linear->width, panel * PANEL, begin, end, packed);
 }
 
-/* y (T', P * 16) = the product of rows `row` and on by some panels. A few inputs at a time, so that what is read of the
- * panels stays in the first cache while all rows pass by. */
-static void multiply_block(const Linear *const linears[PANELS], const int32_t panel[PANELS], int32_t panels,
-                           const Rows *x, int32_t row, int32_t rows, float y[][PANELS * PANEL]) {
-    const int32_t block = INPUTS / x->group;
-    uint8_t packed[PANELS][INPUTS * PANEL] __attribute__((aligned(64))); /* of weights that are not packed yet */
-    memset(y, 0, (size_t)rows * PANELS * PANEL * sizeof(float));
-    for (int32_t first = 0; first < x->groups; first += block) {
-        const int32_t last = smaller(first + block, x->groups);
-        const uint8_t *weights[PANELS];
-        for (int32_t p = 0; p < panels; p++) {
-            const Linear *linear = linears[p];
-            const size_t group_bytes = (size_t)x->group * PANEL * linear->bits / 8;
-            weights[p] = packed[p];
-            if (linear->rows != NULL)
-                pack_block(linear, panel[p], first * x->group, last * x->group, packed[p]);
-            else
-                weights[p] = linear->panels + ((size_t)panel[p] * x->groups + first) * group_bytes;
-        }
-        for (int32_t m = 0, step; m < rows; m += step) {
-            step = next_rows(rows - m);
-            tile(step, panels, linears, panel, weights, x, row + m, first, last, y + m);
-        }
-    }
-    for (int32_t p = 0; p < panels; p++) {
-        const Linear *linear = linears[p];
-        for (int32_t m = 0; m < rows; m++)
-            for (int32_t n = 0; n < PANEL; n++) {
-                const int32_t column = panel[p] * PANEL + n;
-                float *out = &y[m][p * PANEL + n];
-                if (linear->bits == 8) *out *= linear->scale[column];
-                if (linear->bias != NULL) *out += linear->bias[column];
-            }
+/* y (M, P * 16) += the second digits of a group, for the rows of a ROW_BLOCK that have them; as many at a time as a tile
+ * takes. `weights` are that group of each panel. */
+static void add_seconds(const Linear *const linears[PANELS], const int32_t panel[PANELS], int32_t panels,
+                        const uint8_t *const weights[PANELS], const Quantized *x, int32_t row, int32_t group,
+                        float y[][PANELS * PANEL]) {
+    const size_t groups = (size_t)x->second.groups;
+    const int32_t count = x->count[(size_t)(row / ROW_BLOCK) * groups + group];
+    for (int32_t done = 0, step; done < count; done += step) {
+        const uint8_t *having = x->having + (size_t)(row + done) * groups + group;
+        float some[ROWS][PANELS * PANEL] __attribute__((aligned(64)));
+        step = next_rows(count - done);
+        for (int32_t m = 0; m < step; m++) memcpy(some[m], y[having[m * groups]], sizeof some[m]);
+        tile(step, panels, linears, panel, weights, &x->second, row + done, group, group + 1, some);
+        for (int32_t m = 0; m < step; m++) memcpy(y[having[m * groups]], some[m], sizeof some[m]);
     }
 }
 
+/* The scales of a panel at 8 bits, and its bias. */
+INLINE void finish(const Linear *linear, int32_t panel, float *restrict y) {
+    const float *restrict scale = linear->scale, *restrict bias = linear->bias;
+    const int32_t first = panel * PANEL;
+    if (scale != NULL)
+        for (int n = 0; n < PANEL; n++) y[n] *= scale[first + n];
+    if (bias != NULL)
+        for (int n = 0; n < PANEL; n++) y[n] += bias[first + n];
+}
+
+/* y (T', P * 16) = the product of rows `row` and on by some panels. A few inputs at a time, so that what is read of the
+ * panels stays in the first cache while all rows pass by: their first digits, then the second ones. */
+static void multiply_block(const Linear *const linears[PANELS], const int32_t panel[PANELS], int32_t panels,
+                           const Quantized *x, int32_t row, int32_t rows, float y[][PANELS * PANEL]) {
+    const int32_t groups = x->first.groups, block = INPUTS / x->first.group;
+    uint8_t packed[PANELS][INPUTS * PANEL] __attribute__((aligned(64))); /* of weights that are not packed yet */
+    memset(y, 0, (size_t)rows * PANELS * PANEL * sizeof(float));
+    for (int32_t first = 0; first < groups; first += block) {
+        const int32_t last = smaller(first + block, groups);
+        const uint8_t *weights[PANELS];
+        size_t group_bytes[PANELS];
+        for (int32_t p = 0; p < panels; p++) {
+            const Linear *linear = linears[p];
+            group_bytes[p] = (size_t)linear->group * PANEL * linear->bits / 8;
+            weights[p] = packed[p];
+            if (linear->rows != NULL)
+                pack_block(linear, panel[p], first * linear->group, last * linear->group, packed[p]);
+            else
+                weights[p] = linear->panels + ((size_t)panel[p] * groups + first) * group_bytes[p];
+        }
+        for (int32_t m = 0, step; m < rows; m += step) {
+            step = next_rows(rows - m);
+            tile(step, panels, linears, panel, weights, &x->first, row + m, first, last, y + m);
+        }
+        for (int32_t group = first; group < last; group++) {
+            add_seconds(linears, panel, panels, weights, x, row, group, y);
+            for (int32_t p = 0; p < panels; p++) weights[p] += group_bytes[p];
+        }
+    }
+    for (int32_t p = 0; p < panels; p++)
+        for (int32_t m = 0; m < rows; m++) finish(linears[p], panel[p], y[m] + p * PANEL);
+}
+
 /* y (T, ld) = or += the product. All threads come here; they do not wait for each other at its end. */
-static void multiply(const Linear *linear, const Rows *x, int32_t rows, float *y, int32_t ld, int add) {
+static void multiply(const Linear *linear, const Quantized *x, int32_t rows, float *y, int32_t ld, int add) {
     const int32_t panels = pad(linear->outputs, PANEL) / PANEL;
 #pragma omp for schedule(static) nowait
     for (int32_t block = 0; block < (panels + PANELS - 1) / PANELS; block++) {
@@ -235,7 +297,7 @@ INLINE float exponential(float x) {
 }
 
 /* h (T, ffn) = silu(gate) * up (Shazeer 2020, equation 6); a panel of each in a tile. */
-static void multiply_gated(const Linear *gate, const Linear *up, const Rows *x, int32_t rows, float *h) {
+static void multiply_gated(const Linear *gate, const Linear *up, const Quantized *x, int32_t rows, float *h) {
     const Linear *linears[PANELS] = {gate, up};
 #pragma omp for schedule(static) nowait
     for (int32_t panel = 0; panel < pad(gate->outputs, PANEL) / PANEL; panel++) {
@@ -427,7 +489,7 @@ static void attend(const Shape *shape, const Batch *batch, const float *queries,
 
 /* Everything that a layer needs beside its weights. */
 typedef struct {
-    Rows hidden, mixed, gated;
+    Quantized hidden, mixed, gated;
     float *queries, *keys, *values, *attended, *product, *scratch;
     size_t used;
 } LayerSpace;
@@ -436,9 +498,9 @@ static LayerSpace share_out(const Shape *shape, int32_t rows, void *base) {
     Space space = {.base = base};
     LayerSpace s;
     const size_t queries = (size_t)rows * shape->heads * shape->head_dim, t = (size_t)rows;
-    s.hidden = take_rows(&space, rows, pad(shape->hidden, 128), 32);
-    s.mixed = take_rows(&space, rows, pad(shape->heads * shape->head_dim, 128), 32);
-    s.gated = take_rows(&space, rows, pad(shape->ffn, 128), 32);
+    s.hidden = take_quantized(&space, rows, pad(shape->hidden, 128));
+    s.mixed = take_quantized(&space, rows, pad(shape->heads * shape->head_dim, 128));
+    s.gated = take_quantized(&space, rows, pad(shape->ffn, 128));
     s.queries = take(&space, queries * sizeof(float));
     s.keys = take(&space, t * shape->kv_heads * shape->head_dim * sizeof(float));
     s.values = take(&space, t * shape->kv_heads * shape->head_dim * sizeof(float));
@@ -458,7 +520,7 @@ static void run_layer(const Shape *shape, const Layer *layer, const Batch *batch
     set_group(&s.hidden, &layer->q), set_group(&s.mixed, &layer->o), set_group(&s.gated, &layer->down);
 #pragma omp parallel
     {
-        Rows in = s.hidden, attended = s.mixed, gated = s.gated;
+        Quantized in = s.hidden, attended = s.mixed, gated = s.gated;
         quantize(&in, rows, x, hidden, &layer->q, layer->input_norm, shape->eps, s.scratch);
         multiply(&layer->q, &in, rows, s.queries, layer->q.outputs, 0);
         multiply(&layer->k, &in, rows, s.keys, layer->k.outputs, 0);
@@ -480,7 +542,7 @@ static void run_layer(const Shape *shape, const Layer *layer, const Batch *batch
 
 static size_t linear_space(int32_t rows, int32_t inputs) {
     Space space = {0};
-    take_rows(&space, rows, inputs, 32);
+    take_quantized(&space, rows, inputs);
     take(&space, (size_t)rows * inputs * sizeof(float));
     return space.used;
 }
@@ -489,11 +551,11 @@ static size_t linear_space(int32_t rows, int32_t inputs) {
 static void run_linear(const Linear *linear, int32_t rows, const float *x, const float *norm, float eps, float *y,
                        void *base) {
     Space space = {.base = base};
-    const Rows all = take_rows(&space, rows, linear->inputs, 32);
+    const Quantized all = take_quantized(&space, rows, linear->inputs);
     float *scratch = take(&space, (size_t)rows * linear->inputs * sizeof(float));
 #pragma omp parallel
     {
-        Rows in = all;
+        Quantized in = all;
         set_group(&in, linear);
         quantize(&in, rows, x, linear->width, linear, norm, eps, scratch);
         multiply(linear, &in, rows, y, linear->outputs, 0);

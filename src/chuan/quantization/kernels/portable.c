@@ -28,27 +28,24 @@ static void tile(int rows, int panels, const Linear *const linears[PANELS], cons
         const uint8_t *weight = weights[p];
         float *out = y[m] + p * PANEL;
         for (int32_t g = first; g < last; g++, weight += group_bytes) {
-            for (int second = 0; second <= x->outlier[at + g]; second++) {
-                const size_t place = (size_t)(row + m) * x->ld + (size_t)g * group;
-                const digit *digits = (second ? x->second : x->first) + place;
-                const float a = second ? x->scale[at + g] * SECOND : x->scale[at + g];
-                int32_t sums[PANEL];
-                for (int n = 0; n < PANEL; n++) sums[n] = (second ? x->again : x->start)[at + g];
-                for (int32_t k = 0; k < group; k++) {
-                    const uint8_t *from = weight + (low ? k / 4 * 32 + k % 2 : k / 2 * 32 + k % 2);
-                    const int shift = low && k % 4 >= 2 ? 4 : 0, value = digits[k];
-                    for (int n = 0; n < PANEL; n++)
-                        sums[n] += value * (low ? from[2 * n] >> shift & 15 : (int8_t)from[2 * n]);
+            const digit *digits = x->digits + (size_t)(row + m) * x->ld + (size_t)g * group;
+            const float a = x->scale[at + g];
+            int32_t sums[PANEL];
+            for (int n = 0; n < PANEL; n++) sums[n] = x->start[at + g];
+            for (int32_t k = 0; k < group; k++) {
+                const uint8_t *from = weight + (low ? k / 4 * 32 + k % 2 : k / 2 * 32 + k % 2);
+                const int shift = low && k % 4 >= 2 ? 4 : 0, value = digits[k];
+                for (int n = 0; n < PANEL; n++)
+                    sums[n] += value * (low ? from[2 * n] >> shift & 15 : (int8_t)from[2 * n]);
+            }
+            for (int n = 0; n < PANEL; n++) {
+                float factor = a;
+                if (low) {
+                    const uint32_t bits = (uint32_t)linear->group_scale[((size_t)panel[p] * groups + g) * PANEL + n] << 16;
+                    memcpy(&factor, &bits, sizeof factor);
+                    factor *= a;
                 }
-                for (int n = 0; n < PANEL; n++) {
-                    float factor = a;
-                    if (low) {
-                        const uint32_t bits = (uint32_t)linear->group_scale[((size_t)panel[p] * groups + g) * PANEL + n] << 16;
-                        memcpy(&factor, &bits, sizeof factor);
-                        factor *= a;
-                    }
-                    out[n] += (float)sums[n] * factor;
-                }
+                out[n] += (float)sums[n] * factor;
             }
         }
     }
