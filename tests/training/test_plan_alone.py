@@ -1,5 +1,5 @@
 """What FSDP does where one rank is alone, in bfloat16, against the plan's count of it: the highest point of the memory,
-and the bytes that are copied."""
+and the bytes that are copied. The plan is of GPUs: a CPU makes its copies once a step, which is measured last."""
 
 import weakref
 from typing import Any
@@ -12,9 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import chuan.training.loss as loss_module
+import chuan.training.parallel as parallel_module
 from chuan.training.loss import LanguageModelLoss, LossSettings
 from chuan.training.optimizer import build_optimizers
-from chuan.training.parallel import ParallelSettings, apply_parallel, join_ranks
+from chuan.training.parallel import ParallelSettings, Ranks, apply_parallel, await_parts, join_ranks
 from chuan.training.plan import Layout, count_copied, estimate_memory
 from chuan.training.pretrain import build_decoder
 from chuan.training.recipe import PretrainRecipe
@@ -75,29 +76,35 @@ def alone():
         yield ranks
 
 
-def build_model(recipe: PretrainRecipe, ranks, checkpointing: bool = False) -> LanguageModelLoss:
+@pytest.fixture
+def as_on_gpu(monkeypatch):
+    monkeypatch.setattr(parallel_module, "_keeps_copies", lambda mesh: False)
+
+
+def build_model(recipe: PretrainRecipe, ranks: Ranks, checkpointing: bool = False) -> LanguageModelLoss:
     torch.manual_seed(0)
     model = LanguageModelLoss(build_decoder(recipe.model.build_config()), LossSettings())
     apply_parallel(model, ranks, ParallelSettings(checkpointing=checkpointing), torch.bfloat16)
     return model
 
 
-def run_parts(model: LanguageModelLoss, rows: int, parts: int) -> None:
-    for _ in range(parts):
+def run_parts(model: LanguageModelLoss, ranks: Ranks, rows: int, parts: int) -> None:
+    for part in range(parts):
+        await_parts(model, ranks, more=part + 1 < parts)
         ids = torch.randint(0, 2048, (rows, LENGTH))
         model(ids, torch.zeros_like(ids), ids)[0].backward()
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("micro_rows", [1, 4, 16])
-def test_highest_point_of_a_step(monkeypatch, alone, micro_rows, checkpointing):
+def test_highest_point_of_a_step(monkeypatch, alone, as_on_gpu, micro_rows, checkpointing):
     monkeypatch.setattr(loss_module, "CPU_LOGITS", LOGITS)
     recipe = build_recipe(micro_rows)
     model = build_model(recipe, alone, checkpointing)
     [optimizer] = build_optimizers(model.named_parameters(), recipe.optimizer, torch.float32)
     with Recorder() as recorder:
         for _ in range(2):
-            run_parts(model, micro_rows, parts=2)
+            run_parts(model, alone, micro_rows, parts=2)
             optimizer.step()
             optimizer.zero_grad()
     memory = estimate_memory(recipe, Layout(1, 1, 1, checkpointing, micro_rows), logits=LOGITS)
@@ -105,9 +112,29 @@ def test_highest_point_of_a_step(monkeypatch, alone, micro_rows, checkpointing):
 
 
 @pytest.mark.parametrize("parts", [1, 3])
-def test_bytes_that_are_copied(alone, parts):
+def test_bytes_that_are_copied(alone, as_on_gpu, parts):
     recipe = build_recipe(2)
     model = build_model(recipe, alone)
     with Recorder() as recorder:
-        run_parts(model, 2, parts)
+        run_parts(model, alone, 2, parts)
     assert recorder.copied == count_copied(recipe.model.build_config(), 1, parts)
+
+
+def test_a_cpu_makes_its_copies_once_a_step_and_has_the_same_gradients(monkeypatch, alone):
+    def take_steps() -> tuple[int, list[Tensor]]:
+        model = build_model(build_recipe(2), alone)
+        with Recorder() as recorder:
+            run_parts(model, alone, 2, parts=3)
+        gradients = [parameter.grad.to_local() for parameter in model.parameters()]
+        # Weights that a measurement made whole are saved as they are trained.
+        with torch.no_grad():
+            model(*torch.zeros(3, 1, LENGTH, dtype=torch.long))
+        assert {weight.dtype for weight in model.state_dict().values()} == {torch.float32}
+        return recorder.copied, gradients
+
+    copied, gradients = take_steps()
+    monkeypatch.setattr(parallel_module, "_keeps_copies", lambda mesh: False)
+    copied_more, expected = take_steps()
+    assert copied < 0.5 * copied_more
+    for gradient, other in zip(gradients, expected, strict=True):
+        assert torch.equal(gradient, other)

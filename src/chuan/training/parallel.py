@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
@@ -163,14 +163,30 @@ def apply_sharding(model: LanguageModelLoss, mesh: DeviceMesh, compute_dtype: to
     """FSDP2 (https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html): a layer at a time is whole.
 
     Weights and their gradients stay in float32, copies for computing are in `compute_dtype`. With several replicas this
-    is HSDP. Nothing is special about one rank (docs/log.md).
+    is HSDP. Where a CPU holds all of them, a step makes its copies once (`await_parts`).
     """
     data = mesh["replica", "shard"] if mesh["replica"].size() > 1 else mesh["shard"]
     # The angles of the rotary embedding stay in float32.
     policy = MixedPrecisionPolicy(compute_dtype, torch.float32, cast_forward_inputs=False)
+    reshard = not _keeps_copies(mesh)
     for layer in model.decoder.model.layers:
-        fully_shard(layer, mesh=data, mp_policy=policy)
+        fully_shard(layer, mesh=data, mp_policy=policy, reshard_after_forward=reshard)
     fully_shard(model, mesh=data, mp_policy=policy)
+
+
+def await_parts(model: LanguageModelLoss, ranks: Ranks, more: bool) -> None:
+    """Called before each part of a batch goes back through the model; `more` tells that others follow.
+
+    Until the last one, copies of the weights stay, and gradients are added up where they were computed.
+    """
+    if isinstance(model, FSDPModule) and _keeps_copies(ranks.mesh):
+        model.set_reshard_after_backward(not more)
+        model.set_requires_gradient_sync(not more)
+
+
+def _keeps_copies(mesh: DeviceMesh) -> bool:
+    """Whether nothing is sharded and memory is cheaper than copying: on a CPU, copies cost a tenth of a step."""
+    return mesh.device_type == "cpu" and mesh["shard"].size() == 1
 
 
 def gather_weights(model: LanguageModelLoss) -> dict[str, Tensor]:
