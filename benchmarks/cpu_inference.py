@@ -5,7 +5,7 @@
 
 Builds a 7B of random weights (24 GB of disk), installs the peers into an environment of its own, and measures a row of
 the table after the other: in each of at least five rounds every side once, in turn, in a process that stays. What was
-measured is kept in benchmarks/results, a file for each kind of processor, so that rows can be measured one by one; the
+measured is kept in benchmarks/results, a file for each kind of processor and maker, so that rows can be measured one by one; the
 table and the plot are made of that. Needs Linux and 24 GB of memory; one to two hours.
 """
 
@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import datetime
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -82,12 +83,12 @@ def install_peers(folder: Path) -> str:
 
 
 def name_processor() -> str:
-    """The kind of processor that the bars are given for."""
+    """The kind of processor that the bars are given for, and its maker."""
     capabilities = torch.cpu.get_capabilities()
-    for kind in ("avx512_vnni", "avx2"):
-        if capabilities.get(kind):
-            return kind
-    return "other"
+    kind = next((kind for kind in ("avx512_vnni", "avx2") if capabilities.get(kind)), "other")
+    vendor = re.search(r"^vendor_id\s*:\s*(\S+)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    makers = {"GenuineIntel": "intel", "AuthenticAMD": "amd"}
+    return f"{kind}-{makers.get(vendor[1], 'other') if vendor else 'other'}"
 
 
 class Bench:
@@ -95,8 +96,7 @@ class Bench:
 
     def __init__(self, folder: Path, peer_python: str, rounds: int, keep: bool) -> None:
         self.folder, self.rounds = folder, rounds
-        self.kind = name_processor()
-        self.results_path = HERE / "results" / f"cpu_inference_{self.kind}.json"
+        self.results_path = HERE / "results" / f"cpu_inference_{name_processor()}.json"
         self.ours = Side("chuan", sys.executable, "chuan_speed_side.py")
         self.llama = Side("llama.cpp", peer_python, "llama_cpp_speed_side.py")
         self.openvino = Side("openvino", peer_python, "openvino_side.py")

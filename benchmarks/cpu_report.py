@@ -1,7 +1,7 @@
 """From the measured rounds of `cpu_inference.py` to the section of docs/benchmarks.md, and its plot.
 
-In: the results of one kind of processor. Out: what stands between that kind's marks in the document; the other kind's
-section stays as it is. Medians with the least and the most; a ratio is the median of the rounds' own ratios.
+In: the results of one kind of processor of one maker. Out: what stands between its marks in the document; the others'
+sections stay as they are. Medians with the least and the most; a ratio is the median of the rounds' own ratios.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).parents[1] / "docs"
-TITLES = {"avx512_vnni": "a processor with AVX-512 VNNI", "avx2": "a processor with AVX2 only", "other": "another one"}
+FEATURES = {"avx512_vnni": "with AVX-512 VNNI", "avx2": "with AVX2 only", "other": "with other instructions"}
+MAKERS = {"intel": "an Intel processor", "amd": "an AMD processor", "other": "another processor"}
 MARGIN = 0.7e9
+MANY_PAGES = 10_000  # of the disk, in a measurement
 Results = dict[str, dict[str, Any]]
 
 
@@ -51,35 +53,37 @@ FIVE_ROWS = 1.3
 
 
 def write_report(results_path: Path, plot_python: str) -> None:
-    """Replaces the kind's section of docs/benchmarks.md, and draws its plot with a Python that has matplotlib."""
+    """Replaces a processor's section of docs/benchmarks.md, and draws its plot with a Python that has matplotlib."""
     results: Results = json.loads(results_path.read_text())
-    kind = results_path.stem.removeprefix("cpu_inference_")
+    processor = results_path.stem.removeprefix("cpu_inference_")
+    kind = processor.split("-")[0]
     picture = DOCS / f"{results_path.stem}.png"
     figures = {"ratios": list_ratios(results, kind), "curves": results.get("curves", {}).get("rounds", [None])[0]}
     script = Path(__file__).with_name("cpu_plot.py")
     subprocess.run([plot_python, script, picture], input=json.dumps(figures), text=True, check=True)
-    section = render_section(results, kind, picture.name)
+    section = render_section(results, processor, picture.name)
     document = DOCS / "benchmarks.md"
-    document.write_text(place_section(document.read_text(encoding="utf-8"), kind, section), encoding="utf-8")
+    document.write_text(place_section(document.read_text(encoding="utf-8"), processor, section), encoding="utf-8")
     print(f"\n{section}\n\nwritten to {document} and {picture}")
 
 
-def place_section(document: str, kind: str, section: str) -> str:
+def place_section(document: str, processor: str, section: str) -> str:
     """The document with the section between its marks: where they are, or at the end."""
-    first, last = f"<!-- cpu_inference {kind} -->", f"<!-- end of cpu_inference {kind} -->"
+    first, last = f"<!-- cpu_inference {processor} -->", f"<!-- end of cpu_inference {processor} -->"
     before, mark, rest = document.partition(first)
     after = rest.partition(last)[2] if mark else "\n"
     return f"{before.rstrip()}\n\n{first}\n\n{section}\n\n{last}{after}"
 
 
-def render_section(results: Results, kind: str, picture: str) -> str:
+def render_section(results: Results, processor: str, picture: str) -> str:
     """Heading, machine, table, curves."""
+    kind, maker = processor.split("-")
     dates = sorted({row["date"] for row in results.values()})
     machines = sorted({row["machine"] for row in results.values()})
     versions = collect_versions(results)
     rounds = min((len(row["rounds"]) for name, row in results.items() if name not in ("memory", "curves")), default=1)
     lines = [
-        f"## 8 and 4 bits on a plain CPU: {TITLES[kind]}",
+        f"## 8 and 4 bits on a plain CPU: {MAKERS[maker]} {FEATURES[kind]}",
         "",
         "`python benchmarks/cpu_inference.py`",
         "",
@@ -155,7 +159,9 @@ def _render_faster(comparison: Comparison, rounds: list[dict[str, Any]], kind: s
     bar = comparison.bars.get(kind)
     met = "-" if bar is None else _say(statistics.median(ratios) >= bar)
     wanted = "-" if bar is None else f"≥ {bar} x"
-    against = f"{comparison.peer_name}: {_spread(theirs)} tok/s"
+    faults = statistics.median(found[comparison.peer].get("major_faults", 0) for found in rounds)
+    disk = ", weights partly from the disk, where they did not fit beside the others" if faults > MANY_PAGES else ""
+    against = f"{comparison.peer_name}: {_spread(theirs)} tok/s{disk}"
     return f"| {comparison.what} | {_spread(ours)} tok/s | {against} | {_spread(ratios)} x | {wanted} | {met} |"
 
 

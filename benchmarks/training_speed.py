@@ -27,7 +27,7 @@ from chuan.recipes import load_recipe
 from chuan.training.loss import LanguageModelLoss, LossSettings
 from chuan.training.metrics import choose_compute_dtype, count_operations, measure_products
 from chuan.training.optimizer import build_optimizers, clip_gradients
-from chuan.training.parallel import ParallelSettings, Ranks, apply_parallel, await_parts, join_ranks
+from chuan.training.parallel import ParallelSettings, Ranks, apply_parallel, join_ranks, prepare_part
 from chuan.training.pretrain import build_decoder
 from chuan.training.recipe import PretrainRecipe
 
@@ -49,7 +49,7 @@ def build_ours(
     def step() -> None:
         parts = torch.arange(rows).split(recipe.batch.micro_rows)
         for index, part in enumerate(parts):
-            await_parts(model, ranks, more=index + 1 < len(parts))
+            prepare_part(model, ranks, last=index + 1 == len(parts))
             total, _ = model(tokens[part, :-1], documents[part], tokens[part, 1:])
             (total / (rows * length)).backward()
         clip_gradients(model.parameters(), 1.0)
