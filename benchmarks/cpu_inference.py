@@ -5,8 +5,8 @@
 
 Builds a 7B of random weights (24 GB of disk), installs the peers into an environment of its own, and measures a row of
 the table after the other: in each of at least five rounds every side once, in turn, in a process that stays. What was
-measured is kept in benchmarks/results, a file for each kind of processor and maker, so that rows can be measured one by one; the
-table and the plot are made of that. Needs Linux and 24 GB of memory; one to two hours.
+measured is kept in benchmarks/results, a file for each kind of processor and maker, so that rows can be measured one by
+one; the table and the plot are made of that. Needs Linux and 24 GB of memory; one to two hours.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """The kernels of every instruction set that this processor runs, against integer arithmetic."""
 
+import ctypes
 import itertools
 import os
 import subprocess
@@ -13,7 +14,7 @@ from chuan.errors import ChuanError
 from chuan.quantization.int4 import Int4Linear, pack_nibbles, unpack_nibbles
 from chuan.quantization.int8 import Int8Linear
 from chuan.quantization.integer import IntegerLinear, multiply_in_torch, quantize_activations
-from chuan.quantization.kernels.bindings import describe_linear, open_kernels
+from chuan.quantization.kernels.bindings import check_structures, describe_linear, open_kernels
 
 
 def list_kernels() -> list[str]:
@@ -65,6 +66,11 @@ def four_bits(outputs: int, width: int, group: int) -> tuple:
 
 def test_this_machine_has_compiled_kernels():
     assert "portable" in KERNELS, "the C compiler failed: see the output of pip install"
+
+
+def test_kernels_of_another_version_are_refused():
+    with pytest.raises(ChuanError, match="install the package again"):
+        check_structures(ctypes.CDLL(None))
 
 
 @every_kernel

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from chuan.training.loss import LanguageModelLoss, LossSettings
-from chuan.training.parallel import ParallelSettings, apply_parallel, full_name, join_ranks
+from chuan.training.parallel import ParallelSettings, apply_parallel, full_name, join_ranks, prepare_part
 from tests.support.tiny import build_tiny_config, build_tiny_decoder
 
 
@@ -27,8 +27,10 @@ def compute_gradients(settings: ParallelSettings, micro_rows: int, path: str) ->
         count = int((targets != -100).sum())
         share = 8 // ranks.data_size
         losses = torch.zeros(())
-        for first in range(ranks.data_rank * share, (ranks.data_rank + 1) * share, micro_rows):
+        starts = range(ranks.data_rank * share, (ranks.data_rank + 1) * share, micro_rows)
+        for first in starts:
             rows = slice(first, first + micro_rows)
+            prepare_part(model, ranks, last=first == starts[-1])
             total, _ = model(tokens[rows], documents[rows], targets[rows])
             (total * ranks.data_size / count).backward()
             losses += total.detach() / count

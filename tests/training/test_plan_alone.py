@@ -15,7 +15,7 @@ import chuan.training.loss as loss_module
 import chuan.training.parallel as parallel_module
 from chuan.training.loss import LanguageModelLoss, LossSettings
 from chuan.training.optimizer import build_optimizers
-from chuan.training.parallel import ParallelSettings, Ranks, apply_parallel, await_parts, join_ranks
+from chuan.training.parallel import ParallelSettings, Ranks, apply_parallel, join_ranks, prepare_part
 from chuan.training.plan import Layout, count_copied, estimate_memory
 from chuan.training.pretrain import build_decoder
 from chuan.training.recipe import PretrainRecipe
@@ -78,7 +78,7 @@ def alone():
 
 @pytest.fixture
 def as_on_gpu(monkeypatch):
-    monkeypatch.setattr(parallel_module, "_keeps_copies", lambda mesh: False)
+    monkeypatch.setattr(parallel_module, "_keeps_copies", lambda model, mesh: False)
 
 
 def build_model(recipe: PretrainRecipe, ranks: Ranks, checkpointing: bool = False) -> LanguageModelLoss:
@@ -90,7 +90,7 @@ def build_model(recipe: PretrainRecipe, ranks: Ranks, checkpointing: bool = Fals
 
 def run_parts(model: LanguageModelLoss, ranks: Ranks, rows: int, parts: int) -> None:
     for part in range(parts):
-        await_parts(model, ranks, more=part + 1 < parts)
+        prepare_part(model, ranks, last=part + 1 == parts)
         ids = torch.randint(0, 2048, (rows, LENGTH))
         model(ids, torch.zeros_like(ids), ids)[0].backward()
 
@@ -120,21 +120,37 @@ def test_bytes_that_are_copied(alone, as_on_gpu, parts):
     assert recorder.copied == count_copied(recipe.model.build_config(), 1, parts)
 
 
-def test_a_cpu_makes_its_copies_once_a_step_and_has_the_same_gradients(monkeypatch, alone):
-    def take_steps() -> tuple[int, list[Tensor]]:
-        model = build_model(build_recipe(2), alone)
+def test_a_cpu_makes_its_copies_once_a_step_and_learns_the_same(monkeypatch, alone):
+    def learn() -> tuple[int, list[Tensor]]:
+        recipe = build_recipe(2)
+        model = build_model(recipe, alone)
+        [optimizer] = build_optimizers(model.named_parameters(), recipe.optimizer, torch.float32)
         with Recorder() as recorder:
             run_parts(model, alone, 2, parts=3)
-        gradients = [parameter.grad.to_local() for parameter in model.parameters()]
-        # Weights that a measurement made whole are saved as they are trained.
-        with torch.no_grad():
-            model(*torch.zeros(3, 1, LENGTH, dtype=torch.long))
-        assert {weight.dtype for weight in model.state_dict().values()} == {torch.float32}
-        return recorder.copied, gradients
+        for _ in range(2):
+            optimizer.step()
+            optimizer.zero_grad()
+            with torch.no_grad():  # a measurement leaves copies behind, which must neither be saved nor trained on
+                model(*torch.zeros(3, 1, LENGTH, dtype=torch.long))
+            assert {weight.dtype for weight in model.state_dict().values()} == {torch.float32}
+            run_parts(model, alone, 2, parts=3)
+        optimizer.step()
+        return recorder.copied, [parameter.to_local() for parameter in model.parameters()]
 
-    copied, gradients = take_steps()
-    monkeypatch.setattr(parallel_module, "_keeps_copies", lambda mesh: False)
-    copied_more, expected = take_steps()
+    copied, weights = learn()
+    monkeypatch.setattr(parallel_module, "_keeps_copies", lambda model, mesh: False)
+    copied_more, expected = learn()
     assert copied < 0.5 * copied_more
-    for gradient, other in zip(gradients, expected, strict=True):
-        assert torch.equal(gradient, other)
+    for weight, other in zip(weights, expected, strict=True):
+        assert torch.equal(weight, other)
+
+
+def test_a_frozen_base_is_not_there_twice(alone):
+    model = LanguageModelLoss(build_decoder(build_recipe(1).model.build_config()), LossSettings())
+    model.requires_grad_(False)
+    model.decoder.lm_head.requires_grad_(True)
+    apply_parallel(model, alone, ParallelSettings(), torch.bfloat16)
+    run_parts(model, alone, 1, parts=1)
+    ids = torch.zeros(1, LENGTH, dtype=torch.long)
+    model(ids, ids, ids)
+    assert all(isinstance(parameter, DTensor) for parameter in model.decoder.model.layers.parameters())

@@ -34,7 +34,7 @@ _STEPS_OF_PACKING = 8  # fewer keep each token waiting longer, more read weights
 class NativeRunner:
     """A `Runner`. What a sequence gets does not depend on its company, bit for bit: every row is computed alone.
 
-    Layers whose weights wait to be packed run as they are, at half the speed; the first step leaves them so, for
+    Layers whose weights wait to be packed run as they are, at about half the speed; the first step leaves them so, for
     an answer to begin early, and the next few pack them.
     """
 

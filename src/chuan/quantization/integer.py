@@ -41,8 +41,8 @@ _PACKING = threading.Lock()  # two threads that pack one weight would free each 
 class IntegerLinear(QuantizedLinear):
     """A linear layer whose weight is packed: panels, and float32 scales (8 bits) or bfloat16 group scales (4 bits).
 
-    Eight-bit weights may wait to be packed, in `rows` as a file has them: the kernels then pack what they read, a bit
-    more slowly, and an answer begins before all of a model has been read.
+    Eight-bit weights may wait to be packed, in `rows` as a file has them: the kernels then pack what they read, at about
+    half the speed, and an answer begins before all of a model has been packed.
     """
 
     panels: Tensor | None
@@ -198,6 +198,7 @@ def multiply_in_torch(
     first, second, activation_scale = quantize_activations(nn.functional.pad(x, (0, padding)), group)
     y = torch.zeros(x.shape[0], outputs)
     second_scale = activation_scale * torch.tensor(1.0 / 254.0, dtype=torch.float32)
+    # INPUTS inputs after the other, their first digits before their second ones, as the kernels have it.
     for block in torch.arange(weight.shape[1]).split(INPUTS // group):
         for digits, size in ((first, activation_scale), (second, second_scale)):
             for index in block.tolist():

@@ -24,7 +24,7 @@ from chuan.errors import ChuanError
 from chuan.training.float8 import apply_float8
 from chuan.training.loss import LanguageModelLoss
 from chuan.training.optimizer import build_optimizers, clip_gradients, scale_of, set_learning_rate
-from chuan.training.parallel import Ranks, apply_parallel, await_parts, gather_weights
+from chuan.training.parallel import Ranks, apply_parallel, gather_weights, prepare_part
 from chuan.training.recipe import TrainRecipe
 from chuan.training.rows import IGNORED, Batch, Rows, take_batch
 from chuan.training.state import StateFolder
@@ -176,9 +176,9 @@ class Trainer:
             raise ChuanError(f"step {number + 1} has no token to learn from; check the data of its rows")
         torch.manual_seed(_mix(self.recipe.seed, number, ranks.data_rank))
         nll = torch.zeros((), device=ranks.device)
-        parts = list(batch.split(self.recipe.batch.micro_rows))
+        parts = batch.split(self.recipe.batch.micro_rows)
         for index, part in enumerate(parts):
-            await_parts(self.model, ranks, more=index + 1 < len(parts))
+            prepare_part(self.model, ranks, last=index + 1 == len(parts))
             tokens, documents, targets = self._to_device(part)
             total, part_nll = self.model(tokens, documents, targets)
             # Gradients are averaged over the ranks that see different rows.

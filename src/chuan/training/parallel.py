@@ -160,33 +160,35 @@ def apply_compile(model: LanguageModelLoss, compute_dtype: torch.dtype) -> None:
 
 
 def apply_sharding(model: LanguageModelLoss, mesh: DeviceMesh, compute_dtype: torch.dtype) -> None:
-    """FSDP2 (https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html): a layer at a time is whole.
+    """FSDP2 (https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html): a layer at a time is whole, or all
+    of them until a step's last part (`prepare_part`).
 
     Weights and their gradients stay in float32, copies for computing are in `compute_dtype`. With several replicas this
-    is HSDP. Where a CPU holds all of them, a step makes its copies once (`await_parts`).
+    is HSDP.
     """
     data = mesh["replica", "shard"] if mesh["replica"].size() > 1 else mesh["shard"]
     # The angles of the rotary embedding stay in float32.
     policy = MixedPrecisionPolicy(compute_dtype, torch.float32, cast_forward_inputs=False)
-    reshard = not _keeps_copies(mesh)
+    reshard = not _keeps_copies(model, mesh)
     for layer in model.decoder.model.layers:
         fully_shard(layer, mesh=data, mp_policy=policy, reshard_after_forward=reshard)
     fully_shard(model, mesh=data, mp_policy=policy)
 
 
-def await_parts(model: LanguageModelLoss, ranks: Ranks, more: bool) -> None:
-    """Called before each part of a batch goes back through the model; `more` tells that others follow.
+def prepare_part(model: LanguageModelLoss, ranks: Ranks, last: bool) -> None:
+    """Called before each part of a batch. Where a step keeps its copies, gradients are reduced after the last alone."""
+    if isinstance(model, FSDPModule) and _keeps_copies(model, ranks.mesh):
+        model.set_reshard_after_backward(last)
+        model.set_requires_gradient_sync(last)
 
-    Until the last one, copies of the weights stay, and gradients are added up where they were computed.
+
+def _keeps_copies(model: LanguageModelLoss, mesh: DeviceMesh) -> bool:
+    """Whether copies of all weights stay from a step's first part to its last: on a CPU, where nothing is sharded.
+
+    There memory is cheaper than copying, which is a tenth of a step; but not if a frozen base would be there twice.
     """
-    if isinstance(model, FSDPModule) and _keeps_copies(ranks.mesh):
-        model.set_reshard_after_backward(not more)
-        model.set_requires_gradient_sync(not more)
-
-
-def _keeps_copies(mesh: DeviceMesh) -> bool:
-    """Whether nothing is sharded and memory is cheaper than copying: on a CPU, copies cost a tenth of a step."""
-    return mesh.device_type == "cpu" and mesh["shard"].size() == 1
+    alone = mesh.device_type == "cpu" and mesh["shard"].size() == 1
+    return alone and all(parameter.requires_grad for parameter in model.parameters())
 
 
 def gather_weights(model: LanguageModelLoss) -> dict[str, Tensor]:

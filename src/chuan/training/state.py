@@ -142,6 +142,7 @@ def _name(step: int) -> str:
 
 
 def _collect(model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Any]:
+    # Weights first: that puts away what a measurement left whole.
     weights, states = get_state_dict(model, list(optimizers), options=_OPTIONS)
     return {"model": weights, "optimizers": states}
 

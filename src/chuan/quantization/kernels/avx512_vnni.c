@@ -41,8 +41,8 @@ typedef uint32_t bits_vec __attribute__((vector_size(64)));
             __asm__("vpdpbusd %2, %1, %0" : "+v"(sums[m][p]) : "v"(weights[p]), "v"(value));          \
     }
 
-/* The loops are written out in one function, but for the one over inputs, for GCC 12 to keep all sums in registers: `rows`,
- * `panels` and `bits` are constants wherever it is called. */
+/* All loops but those over groups and inputs are unrolled, in one function, for GCC 12 to keep all sums in registers:
+ * `rows`, `panels` and `bits` are constants wherever it is called. */
 INLINE void tile_of(const int rows, const int panels, const int bits, const Linear *const linears[PANELS],
                     const int32_t panel[PANELS], const uint8_t *const weights[PANELS], const Rows *x, int32_t row,
                     int32_t first, int32_t last, float y[][PANELS * PANEL]) {

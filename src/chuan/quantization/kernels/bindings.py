@@ -161,6 +161,7 @@ def open_kernels(wanted: str | None) -> NativeKernels | None:
         raise ChuanError(f"{SETTING}={wanted!r:.40}, but no kernels were compiled; install with a C compiler at hand")
     # torch was imported above: its OpenMP library is the one that these find, and so they share its threads.
     library = ctypes.CDLL(spec.origin)
+    check_structures(library)
     library.chuan_choose.restype = c_void_p
     library.chuan_choose.argtypes = (c_char_p,)
     for name in ("pack8", "unpack8", "pack4", "unpack4"):
@@ -172,6 +173,17 @@ def open_kernels(wanted: str | None) -> NativeKernels | None:
             "unset it"
         )
     return NativeKernels(library, address)
+
+
+def check_structures(library: ctypes.CDLL) -> None:
+    """Raises ChuanError where the library was compiled from another version of kernels.h."""
+    structures = (LinearStruct, LayerStruct, ShapeStruct, SequenceStruct, BatchStruct, KernelsStruct)
+    try:
+        sizes = (c_int32 * len(structures)).in_dll(library, "chuan_sizes")
+    except ValueError:  # older than this check
+        sizes = (c_int32 * len(structures))()
+    if list(sizes) != [ctypes.sizeof(structure) for structure in structures]:
+        raise ChuanError("the compiled kernels are of another version than the package; install the package again")
 
 
 def describe_linear(

@@ -6,6 +6,10 @@
 #define EXPORT __attribute__((visibility("default")))
 #endif
 
+/* Sizes of the structures that cross over, for bindings.py to compare with its own. */
+EXPORT extern const int32_t chuan_sizes[6];
+const int32_t chuan_sizes[6] = {sizeof(Linear), sizeof(Layer), sizeof(Shape), sizeof(Sequence), sizeof(Batch), sizeof(Kernels)};
+
 /* The fastest kernels that this processor runs; `wanted` NULL, or the name of the ones to take. NULL if there are none. */
 EXPORT const Kernels *chuan_choose(const char *wanted) {
     const Kernels *found[3];

@@ -1,13 +1,15 @@
 /* The kernels' interface: plain C, no torch. Every structure is mirrored in bindings.py.
  *
  * Letters: T rows (tokens), N outputs, K inputs, D width of a head. A panel is 16 outputs of a weight, packed so that
- * one load brings the next few inputs of all 16. Activations are int8 with one scale for each row and group of inputs; a
- * group with an outlier has a second digit.
+ * one load brings the next few inputs of all 16. Activations are int8 with one scale for each row and group of inputs;
+ * a group with an outlier has second digits, in steps of 1/254 of the first.
  *
- * y[t, n] = scale[n] * sum over groups g of a[t, g] * (sum over k in g of q[t, k] * w[n, k]) + bias[n]
+ * y[t, n] = scale[n] * sum over groups g of (a[t, g] * (sum over k in g of q[t, k] * w[n, k])
+ *                                            + a[t, g] / 254 * (sum over k in g of r[t, k] * w[n, k])) + bias[n]
  *
- * The inner sums are exact integers. The outer one takes INPUTS inputs after the other: the first digits in the order of
- * the groups, then the second ones; each product and each sum is rounded once to float32. So every instruction set gives the same bits, and a row's result never depends on its company.
+ * The inner sums are exact integers. The outer one takes INPUTS inputs after the other: their first digits in the order
+ * of the groups, then their second ones; each product and each sum is rounded once to float32. So every instruction set
+ * gives the same bits, and a row's result never depends on its company.
  */
 #ifndef CHUAN_KERNELS_H
 #define CHUAN_KERNELS_H
@@ -17,7 +19,7 @@
 
 #define PANEL 16
 #define GROUP 64 /* inputs that share an activation scale at 8 bits; at 4 bits it is the weight's own group */
-#define INPUTS 512 /* whose weights, of 32 outputs, take a third of a first-level cache */
+#define INPUTS 512 /* summed one after the other; their weights, of 32 outputs, take a third of a first-level cache */
 #define PAGE 64  /* tokens of a page of keys or values, as inference/pages.py has it */
 
 typedef struct {

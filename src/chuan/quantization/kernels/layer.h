@@ -18,16 +18,16 @@ typedef struct {
     digit *digits;  /* (T, ld) */
     float *scale;   /* (T, groups) */
     int32_t *start; /* (T, groups): what cancels the offset of the weights */
-    int32_t inputs, group, groups;
+    int32_t group, groups;
     int32_t ld; /* a cache line more than K: rows 4,096 bytes apart would all want the same places of the cache */
 } Rows;
 
-/* Quantized rows: x ~ first + second. Only a group with an outlier has second digits, in steps of 1/254 of the first: in
- * each group of each ROW_BLOCK rows they stand at the top, `count` of them, and `having` tells which rows they belong to. */
+/* Quantized rows: x ~ first + second. Only a group with an outlier has second digits, in steps of 1/254 of the first ones.
+ * Those of a group stand together, at the top of each ROW_BLOCK rows. */
 typedef struct {
     Rows first, second;
-    uint8_t *having; /* (T, groups) */
-    int32_t *count;  /* (T / ROW_BLOCK, groups) */
+    uint8_t *having; /* (T, groups): whether a row has second digits; once gathered, whose they are */
+    int32_t *count;  /* (T / ROW_BLOCK rounded up, groups): how many rows have them */
 } Quantized;
 
 /* y (M, P * 16) += the groups from `first` to `last` of the sums over groups; scale and bias come later. `weights` are
@@ -70,8 +70,7 @@ static Quantized take_quantized(Space *space, int32_t rows, int32_t inputs) {
 static void set_group(Quantized *x, const Linear *linear) {
     Rows *both[2] = {&x->first, &x->second};
     for (int i = 0; i < 2; i++) {
-        both[i]->inputs = linear->inputs, both[i]->group = linear->group;
-        both[i]->groups = linear->inputs / linear->group;
+        both[i]->group = linear->group, both[i]->groups = linear->inputs / linear->group;
     }
 }
 
@@ -147,7 +146,7 @@ static void gather_seconds(Quantized *x, int32_t rows, int32_t group) {
         for (int32_t row = 0; row < smaller(ROW_BLOCK, rows - first); row++) {
             const size_t from = place + row * groups, to = place + count * groups;
             if (!x->having[from]) continue;
-            x->having[to] = (uint8_t)row; /* never below the row that is read next */
+            x->having[to] = (uint8_t)row; /* count <= row: no flag that is still to be read */
             if (to != from) {
                 memcpy(digits + count * ld, digits + row * ld, (size_t)second->group * sizeof(digit));
                 second->start[to] = second->start[from], second->scale[to] = second->scale[from];
@@ -195,8 +194,8 @@ static __attribute__((noinline)) void pack_block(const Linear *linear, int32_t p
     pack_inputs(UNIT, OFFSET, linear->rows, linear->outputs, linear->width, panel * PANEL, begin, end, packed);
 }
 
-/* y (M, P * 16) += the second digits of a group, for the rows of a ROW_BLOCK that have them; as many at a time as a tile
- * takes. `weights` are that group of each panel. */
+/* y (M, P * 16) += the second digits of a group, for the rows of a ROW_BLOCK that have them; as many at a time as a
+ * tile takes. `weights` are that group of each panel. */
 static void add_seconds(const Linear *const linears[PANELS], const int32_t panel[PANELS], int32_t panels,
                         const uint8_t *const weights[PANELS], const Quantized *x, int32_t row, int32_t group,
                         float y[][PANELS * PANEL]) {
