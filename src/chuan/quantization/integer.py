@@ -41,8 +41,8 @@ _PACKING = threading.Lock()  # two threads that pack one weight would free each 
 class IntegerLinear(QuantizedLinear):
     """A linear layer whose weight is packed: panels, and float32 scales (8 bits) or bfloat16 group scales (4 bits).
 
-    Eight-bit weights may wait to be packed, in `rows` as a file has them: the kernels then pack what they read, at about
-    half the speed, and an answer begins before all of a model has been packed.
+    Eight-bit weights may wait to be packed, in `rows` as a file has them: the kernels then pack what they read, at
+    about half the speed, and an answer begins before all of a model has been packed.
     """
 
     panels: Tensor | None

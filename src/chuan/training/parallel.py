@@ -160,8 +160,9 @@ def apply_compile(model: LanguageModelLoss, compute_dtype: torch.dtype) -> None:
 
 
 def apply_sharding(model: LanguageModelLoss, mesh: DeviceMesh, compute_dtype: torch.dtype) -> None:
-    """FSDP2 (https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html): a layer at a time is whole, or all
-    of them until a step's last part (`prepare_part`).
+    """FSDP2 (https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html): a layer at a time is whole.
+
+    Where nothing is sharded all of them may be, until a step's last part (`prepare_part`).
 
     Weights and their gradients stay in float32, copies for computing are in `compute_dtype`. With several replicas this
     is HSDP.
