@@ -55,20 +55,12 @@ EXPORT void chuan_unpack8(const Kernels *kernels, const uint8_t *panels, int32_t
 /* Nibbles (rows, width / 8) int32, lowest bits first, 8 standing for zero -> panels (outputs / 16, width / 2 / unit, 16,
  * unit): a byte holds an input in its low half and the one `unit` further in its high half. */
 EXPORT void chuan_pack4(const Kernels *kernels, const uint32_t *weight, int32_t rows, int32_t width, uint8_t *panels) {
-    const int32_t unit = kernels->unit, outputs = (rows + PANEL - 1) / PANEL * PANEL, words = width / 8;
+    const int32_t outputs = (rows + PANEL - 1) / PANEL * PANEL;
 #pragma omp parallel for schedule(static)
     for (int32_t first = 0; first < outputs; first += PANEL) {
         uint8_t *out = panels + (size_t)first * (width / 2);
-        for (int32_t word = 0; word < words; word++) /* eight inputs: 64 bytes of the panel */
-            for (int32_t n = 0; n < PANEL; n++) {
-                const uint32_t nibbles = first + n < rows ? weight[(size_t)(first + n) * words + word] : 0x88888888u;
-                uint8_t *to = out + (size_t)word * 64 + n * unit;
-                for (int32_t i = 0; i < 4; i++) {
-                    const int32_t low = unit == 4 ? i : i / 2 * 4 + i % 2; /* the input in the low half of byte i */
-                    const uint32_t pair = (nibbles >> low * 4 & 15) | (nibbles >> (low + unit) * 4 & 15) << 4;
-                    to[i / unit * (PANEL * unit) + i % unit] = (uint8_t)pair;
-                }
-            }
+        if (kernels->unit == 4) pack_nibbles(4, weight, rows, width / 8, first, out);
+        if (kernels->unit == 2) pack_nibbles(2, weight, rows, width / 8, first, out);
     }
 }
 

@@ -1,4 +1,4 @@
-/* How 8-bit weights are packed: for a whole weight at once, and for a few inputs of one that is not packed yet. */
+/* How weights are packed: a whole one at once or, at 8 bits, a few inputs of one that is not packed yet. */
 #ifndef CHUAN_PACK_H
 #define CHUAN_PACK_H
 
@@ -90,6 +90,26 @@ static inline __attribute__((always_inline)) void pack_inputs(const int32_t unit
                 const int value = n < rows && j < width ? weight[(size_t)n * width + j] : 0;
                 *out++ = (uint8_t)(value + offset);
             }
+}
+
+/* Four nibbles, a byte each. */
+static inline uint32_t spread(uint32_t nibbles) {
+    nibbles = (nibbles | nibbles << 8) & 0x00ff00ffu;
+    return (nibbles | nibbles << 4) & 0x0f0f0f0fu;
+}
+
+/* weight (rows, words) of eight nibbles -> the panel that begins with output `first`: (words, 4 / unit, 16, unit) bytes. */
+static inline __attribute__((always_inline)) void pack_nibbles(const int32_t unit, const uint32_t *weight, int32_t rows,
+                                                               int32_t words, int32_t first, uint8_t *out) {
+    for (int32_t word = 0; word < words; word++, out += 4 * PANEL)
+        for (int32_t n = 0; n < PANEL; n++) {
+            const uint32_t eight = first + n < rows ? weight[(size_t)(first + n) * words + word] : 0x88888888u;
+            uint32_t low = eight & 0xffff, high = eight >> 16; /* of each byte's halves, where four lie side by side */
+            if (unit == 2) low = (eight & 0xff) | (eight >> 8 & 0xff00), high = (eight >> 8 & 0xff) | (high & 0xff00);
+            const uint32_t bytes = spread(low) | spread(high) << 4;
+            for (int32_t i = 0; i < 4 / unit; i++)
+                memcpy(out + (i * PANEL + n) * unit, (const uint8_t *)&bytes + i * unit, (size_t)unit);
+        }
 }
 
 #endif
