@@ -11,6 +11,7 @@
 /* A group whose largest value is this many times its mean has an outlier: it gets a second digit. */
 #define OUTLIER 10.0f
 #define SECOND (1.0f / 254.0f)
+#define ATTENTION_TASK 32 /* rows that are attended together: they and a page of keys take about a first-level cache */
 #define ROW_BLOCK 256 /* rows whose sums are kept at a time; `having` has a byte for each */
 
 /* Rows of digits, times their scales. */
@@ -441,34 +442,51 @@ static void soften(float scores[PAGE], int32_t valid, int32_t columns, float *to
     *total += sum;
 }
 
-/* Softmax(Q K^T) V for `count` rows of one sequence and key head; a row is a (token, query head) pair. */
-static void attend_tile(const Shape *shape, const Batch *batch, const Sequence *sequence, int32_t head, int32_t first,
+/* Rows of one sequence and key head that are attended together, a (token, query head) pair each, and how far they are. */
+typedef struct {
+    float queries[ATTENTION_TASK * MAX_HEAD], sums[ATTENTION_TASK * MAX_HEAD];
+    float top[ATTENTION_TASK], total[ATTENTION_TASK];
+    size_t places[ATTENTION_TASK];
+    int32_t seen[ATTENTION_TASK]; /* tokens before each, and itself */
+} Attention;
+
+/* One page for `count` rows of the task, which a tile takes; the last of them sees the most. */
+static void attend_page(const Shape *shape, const Batch *batch, size_t page, int32_t start, int32_t row, int32_t count,
+                        Attention *task) {
+    const int32_t size = shape->head_dim, columns = pad(smaller(task->seen[row + count - 1] - start, PAGE), 16);
+    float *queries = task->queries + row * size, *sums = task->sums + row * size;
+    float scores[ATTENTION_ROWS][PAGE];
+    memset(scores, 0, sizeof scores);
+    add_products_of(count, queries, size, batch->keys + page, PAGE * 2, size / 2, scores[0], PAGE, columns);
+    for (int32_t r = 0; r < count; r++) {
+        const int32_t valid = smaller(task->seen[row + r] - start, columns);
+        soften(scores[r], valid, columns, task->top + row + r, task->total + row + r, sums + r * size, size);
+    }
+    add_products_of(count, scores[0], PAGE, batch->values + page, size * 2, columns / 2, sums, size, size);
+}
+
+/* Softmax(Q K^T) V. A page is brought into the first cache once for all `count` rows. */
+static void attend_rows(const Shape *shape, const Batch *batch, const Sequence *sequence, int32_t head, int32_t first,
                         int32_t count, const float *queries, float *out) {
     const int32_t size = shape->head_dim, kv = shape->kv_heads, shared = shape->heads / kv;
-    float q[ATTENTION_ROWS * MAX_HEAD], sums[ATTENTION_ROWS * MAX_HEAD], scores[ATTENTION_ROWS][PAGE];
-    float top[ATTENTION_ROWS], total[ATTENTION_ROWS];
-    size_t places[ATTENTION_ROWS];
+    Attention task;
     for (int32_t r = 0; r < count; r++) {
         const int32_t row = (first + r) / shared, h = head * shared + (first + r) % shared;
-        places[r] = ((size_t)(sequence->first + row) * shape->heads + h) * size;
-        memcpy(q + r * size, queries + places[r], (size_t)size * sizeof(float));
-        memset(sums + r * size, 0, (size_t)size * sizeof(float));
-        top[r] = -INFINITY, total[r] = 0;
+        task.places[r] = ((size_t)(sequence->first + row) * shape->heads + h) * size;
+        task.seen[r] = sequence->past + row + 1;
+        task.top[r] = -INFINITY, task.total[r] = 0;
+        memcpy(task.queries + r * size, queries + task.places[r], (size_t)size * sizeof(float));
     }
-    const int32_t seen = sequence->past + (first + count - 1) / shared + 1;
-    for (int32_t start = 0; start < seen; start += PAGE) {
+    memset(task.sums, 0, (size_t)count * size * sizeof(float));
+    for (int32_t start = 0; start < task.seen[count - 1]; start += PAGE) {
         const size_t page = ((size_t)sequence->pages[start / PAGE] * kv + head) * PAGE * size;
-        const int32_t columns = pad(smaller(seen - start, PAGE), 16);
-        memset(scores, 0, sizeof scores);
-        add_products_of(count, q, size, batch->keys + page, PAGE * 2, size / 2, scores[0], PAGE, columns);
-        for (int32_t r = 0; r < count; r++) {
-            const int32_t valid = smaller(sequence->past + (first + r) / shared + 1 - start, columns);
-            soften(scores[r], valid, columns, top + r, total + r, sums + r * size, size);
+        for (int32_t row = 0; row < count; row += ATTENTION_ROWS) {
+            const int32_t rows = smaller(ATTENTION_ROWS, count - row);
+            if (task.seen[row + rows - 1] > start) attend_page(shape, batch, page, start, row, rows, &task);
         }
-        add_products_of(count, scores[0], PAGE, batch->values + page, size * 2, columns / 2, sums, size, size);
     }
     for (int32_t r = 0; r < count; r++)
-        for (int32_t d = 0; d < size; d++) out[places[r] + d] = sums[r * size + d] / total[r];
+        for (int32_t d = 0; d < size; d++) out[task.places[r] + d] = task.sums[r * size + d] / task.total[r];
 }
 
 /* Attention of every new token. All threads come here. */
@@ -476,11 +494,11 @@ static void attend(const Shape *shape, const Batch *batch, const float *queries,
     const int32_t kv = shape->kv_heads, shared = shape->heads / kv;
     for (int32_t index = 0; index < batch->sequences; index++) {
         const Sequence *sequence = batch->sequence + index;
-        const int32_t rows = sequence->rows * shared, tiles = (rows + ATTENTION_ROWS - 1) / ATTENTION_ROWS;
+        const int32_t rows = sequence->rows * shared, tasks = (rows + ATTENTION_TASK - 1) / ATTENTION_TASK;
 #pragma omp for schedule(dynamic) nowait
-        for (int32_t task = 0; task < tiles * kv; task++) {
-            const int32_t first = task / kv * ATTENTION_ROWS;
-            attend_tile(shape, batch, sequence, task % kv, first, smaller(ATTENTION_ROWS, rows - first), queries, out);
+        for (int32_t task = 0; task < tasks * kv; task++) {
+            const int32_t first = task / kv * ATTENTION_TASK, count = smaller(ATTENTION_TASK, rows - first);
+            attend_rows(shape, batch, sequence, task % kv, first, count, queries, out);
         }
     }
 #pragma omp barrier
