@@ -19,7 +19,7 @@ from chuan.quantization.kernels.bindings import check_structures, describe_linea
 
 def list_kernels() -> list[str]:
     found = []
-    for name in ("portable", "avx2", "avx512_vnni"):
+    for name in ("portable", "avx2", "avx512_vnni", "amx"):
         try:
             if open_kernels(name) is not None:
                 found.append(name)

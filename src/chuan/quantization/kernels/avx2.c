@@ -15,6 +15,7 @@
 #define OFFSET 0
 #define ROWS 4
 #define PANELS 2
+#define TOGETHER 1
 #define ATTENTION_ROWS 2
 #define ATTENTION_BLOCK 4
 #define MAX_HEAD 256
@@ -58,7 +59,7 @@ INLINE void add_group(const int rows, const int bits, const uint8_t *weight, con
 
 INLINE void tile_of(const int rows, const int bits, const Linear *linear, int32_t panel, const uint8_t *weight,
                     const Rows *x, int32_t row, int32_t first, int32_t last, float y[][PANELS * PANEL], int32_t column) {
-    const int32_t group = bits == 8 ? GROUP : x->group, ld = x->ld, groups = x->groups;
+    const int32_t group = bits == 8 ? GROUP : x->group, ld = row_step(x), groups = x->groups;
     const size_t group_bytes = (size_t)group * PANEL * bits / 8, at = (size_t)row * groups;
     __m256 out[ROWS][2];
     for (int m = 0; m < rows; m++)
@@ -70,7 +71,7 @@ INLINE void tile_of(const int rows, const int bits, const Linear *linear, int32_
             const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)from));
             scale[half] = _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
         }
-        const digit *digits = x->digits + (size_t)row * ld + (size_t)g * group;
+        const digit *digits = digits_of(x, row, g);
         const int32_t *start = x->start + at + g;
         __m256i sums[ROWS][2];
 #pragma GCC unroll 4
@@ -101,6 +102,11 @@ static void tile(int rows, int panels, const Linear *const linears[PANELS], cons
     for (int p = 0; p < panels; p++) {
         switch (rows * 16 + linears[p]->bits) { CASES(1) CASES(2) CASES(3) CASES(4) }
     }
+}
+
+static void multiply_block(const Linear *const linears[PANELS], const int32_t panel[PANELS], int32_t panels,
+                           const Quantized *x, int32_t row, int32_t rows, float y[][PANELS * PANEL]) {
+    multiply_by_tiles(tile, NULL, linears, panel, panels, x, row, rows, y);
 }
 
 const Kernels chuan_avx2 = {"avx2", UNIT, OFFSET, linear_space, run_linear, layer_space, run_layer};

@@ -1,7 +1,4 @@
-/* AVX-512 with VNNI: vpdpbusd multiplies four unsigned by four signed bytes and adds them to an int32, exactly.
- *
- * The weights are the unsigned side (an int8 plus 128, a nibble as it is), so that an activation can be broadcast from
- * memory; what the offset adds is taken off beforehand, in the sum's first value. */
+/* AVX-512 with VNNI: tiles of up to eight rows. */
 #include "kernels.h"
 
 #if defined(__x86_64__)
@@ -10,123 +7,13 @@
 #else
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma")
 #endif
-#include <immintrin.h>
-
-#define UNIT 4
-#define OFFSET 128
 #define ROWS 8
-#define PANELS 2
-#define ATTENTION_ROWS 4
-#define ATTENTION_BLOCK 4
-#define MAX_HEAD 256
-#define WIDTH 16
-/* Bytes that are fetched ahead: the processor's own prefetch stops at each page, and a step of five or eight rows was a
- * quarter slower. Into the second cache, because the first has few lines under way. */
-#define AHEAD (bits == 8 ? 4096 : 1024)
-typedef int8_t digit;
-typedef float vec __attribute__((vector_size(64)));
-typedef uint32_t bits_vec __attribute__((vector_size(64)));
-#define splat(x) ((vec)_mm512_set1_ps(x))
-#define fma_(a, b, c) ((vec)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))
+#define TOGETHER 1
+#include "avx512.h"
 
-#include "layer.h"
-
-/* sums (M, P) += four inputs of each row by four of each panel. Assembly, because GCC 12 copies every sum twice. */
-#define ADD_FOUR(weights, offset)                                                                     \
-    _Pragma("GCC unroll 8") for (int m = 0; m < rows; m++) {                                          \
-        int32_t four;                                                                                 \
-        memcpy(&four, digits + (size_t)m * ld + (offset), sizeof four);                               \
-        const __m512i value = _mm512_set1_epi32(four);                                                \
-        _Pragma("GCC unroll 8") for (int p = 0; p < panels; p++)                                      \
-            __asm__("vpdpbusd %2, %1, %0" : "+v"(sums[m][p]) : "v"(weights[p]), "v"(value));          \
-    }
-
-/* All loops but those over groups and inputs are unrolled, in one function, for GCC 12 to keep all sums in registers:
- * `rows`, `panels` and `bits` are constants wherever it is called. */
-INLINE void tile_of(const int rows, const int panels, const int bits, const Linear *const linears[PANELS],
-                    const int32_t panel[PANELS], const uint8_t *const weights[PANELS], const Rows *x, int32_t row,
-                    int32_t first, int32_t last, float y[][PANELS * PANEL]) {
-    const int32_t group = bits == 8 ? GROUP : x->group, ld = x->ld, groups = x->groups;
-    const size_t group_bytes = (size_t)group * PANEL * bits / 8, at = (size_t)row * groups;
-    const __m512i low = _mm512_set1_epi8(15);
-    const uint8_t *weight[PANELS];
-    __m512 out[ROWS][PANELS];
-    for (int p = 0; p < panels; p++) weight[p] = weights[p];
-#pragma GCC unroll 8
-    for (int m = 0; m < rows; m++)
-#pragma GCC unroll 8
-        for (int p = 0; p < panels; p++) out[m][p] = _mm512_loadu_ps(y[m] + p * PANEL);
-    for (int32_t g = first; g < last; g++) {
-        __m512 scale[PANELS];
-#pragma GCC unroll 8
-        for (int p = 0; p < panels && bits == 4; p++) {
-            const uint16_t *from = linears[p]->group_scale + ((size_t)panel[p] * groups + g) * PANEL;
-            const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from));
-            scale[p] = _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
-        }
-        const digit *digits = x->digits + (size_t)row * ld + (size_t)g * group;
-        const int32_t *start = x->start + at + g;
-        const float *factor = x->scale + at + g;
-        __m512i sums[ROWS][PANELS];
-#pragma GCC unroll 8
-        for (int m = 0; m < rows; m++)
-#pragma GCC unroll 8
-            for (int p = 0; p < panels; p++) sums[m][p] = _mm512_set1_epi32(start[(size_t)m * groups]);
-        if (bits == 8) {
-#pragma GCC unroll 1
-            for (int k = 0; k < GROUP / 4; k++) {
-                __m512i w[PANELS];
-#pragma GCC unroll 8
-                for (int p = 0; p < panels; p++) {
-                    w[p] = _mm512_loadu_si512(weight[p] + k * 64);
-                    _mm_prefetch((const char *)weight[p] + k * 64 + AHEAD, _MM_HINT_T1);
-                }
-                ADD_FOUR(w, k * 4)
-            }
-        } else {
-            for (int32_t k = 0; k < group / 8; k++) {
-                __m512i w[PANELS], high[PANELS];
-#pragma GCC unroll 8
-                for (int p = 0; p < panels; p++) {
-                    w[p] = _mm512_loadu_si512(weight[p] + k * 64);
-                    _mm_prefetch((const char *)weight[p] + k * 64 + AHEAD, _MM_HINT_T1);
-                    high[p] = _mm512_and_si512(_mm512_srli_epi16(w[p], 4), low);
-                    w[p] = _mm512_and_si512(w[p], low);
-                }
-                ADD_FOUR(w, k * 8)
-                ADD_FOUR(high, k * 8 + 4)
-            }
-        }
-#pragma GCC unroll 8
-        for (int m = 0; m < rows; m++) {
-            const __m512 f = _mm512_set1_ps(factor[(size_t)m * groups]);
-#pragma GCC unroll 8
-            for (int p = 0; p < panels; p++) {
-                const __m512 sum = _mm512_cvtepi32_ps(sums[m][p]);
-                const __m512 product = _mm512_mul_ps(sum, bits == 8 ? f : _mm512_mul_ps(f, scale[p]));
-                out[m][p] = _mm512_add_ps(out[m][p], product);
-            }
-        }
-        for (int p = 0; p < panels; p++) weight[p] += group_bytes;
-    }
-#pragma GCC unroll 8
-    for (int m = 0; m < rows; m++)
-#pragma GCC unroll 8
-        for (int p = 0; p < panels; p++) _mm512_storeu_ps(y[m] + p * PANEL, out[m][p]);
-}
-
-#define CASE(m, p, b)                                         \
-    case (m) * 16 + (p) * 8 + (b) / 4 - 1:                    \
-        tile_of(m, p, b, linears, panel, weights, x, row, first, last, y); \
-        break;
-#define CASES(m) CASE(m, 1, 8) CASE(m, 2, 8) CASE(m, 1, 4) CASE(m, 2, 4)
-
-static void tile(int rows, int panels, const Linear *const linears[PANELS], const int32_t panel[PANELS],
-                 const uint8_t *const weights[PANELS], const Rows *x, int32_t row, int32_t first, int32_t last,
-                 float y[][PANELS * PANEL]) {
-    switch (rows * 16 + panels * 8 + linears[0]->bits / 4 - 1) {
-        CASES(1) CASES(2) CASES(3) CASES(4) CASES(5) CASES(6) CASES(7) CASES(8)
-    }
+static void multiply_block(const Linear *const linears[PANELS], const int32_t panel[PANELS], int32_t panels,
+                           const Quantized *x, int32_t row, int32_t rows, float y[][PANELS * PANEL]) {
+    multiply_by_tiles(tile, NULL, linears, panel, panels, x, row, rows, y);
 }
 
 const Kernels chuan_avx512_vnni = {"avx512_vnni", UNIT, OFFSET, linear_space, run_linear, layer_space, run_layer};

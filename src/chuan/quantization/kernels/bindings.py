@@ -1,7 +1,7 @@
 """The compiled kernels, by ctypes: structures, packing, one linear, one decoder layer.
 
 In: torch tensors on the CPU. Out: torch tensors. `kernels.h` says what everything means; this file mirrors it.
-`CHUAN_KERNELS` names the instruction set to use (avx512_vnni, avx2, portable), or `torch` for none of these.
+`CHUAN_KERNELS` names the instruction set to use (amx, avx512_vnni, avx2, portable), or `torch` for none of these.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def open_kernels(wanted: str | None) -> NativeKernels | None:
     address = library.chuan_choose(None if wanted is None else wanted.encode())
     if not address:
         raise ChuanError(
-            f"{SETTING}={wanted!r:.40} is not among avx512_vnni, avx2, portable and torch, or this processor lacks it; "
+            f"{SETTING}={wanted!r:.40} is not among amx, avx512_vnni, avx2, portable and torch, or this processor lacks it; "
             "unset it"
         )
     return NativeKernels(library, address)

@@ -1,5 +1,10 @@
 /* Which kernels this processor runs, and packing for them. Everything that Python calls is here. */
 #include "pack.h"
+#if defined(HAS_AMX)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #if defined(_WIN32)
 #define EXPORT __declspec(dllexport)
 #else
@@ -10,15 +15,29 @@
 EXPORT extern const int32_t chuan_sizes[6];
 const int32_t chuan_sizes[6] = {sizeof(Linear), sizeof(Layer), sizeof(Shape), sizeof(Sequence), sizeof(Batch), sizeof(Kernels)};
 
+#if defined(HAS_AMX)
+/* Whether the processor multiplies tiles of bytes and of bfloat16 and the system lets this process: their state is large
+ * (8 KB a thread), and Linux gives it to who asks by arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA). */
+static int ask_for_tiles(void) {
+    unsigned a, b, c, d;
+    const unsigned tiles = 1u << 24, bytes = 1u << 25, bfloat16 = 1u << 22, wanted = tiles | bytes | bfloat16;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & wanted) == wanted && syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+}
+#endif
+
 /* The fastest kernels that this processor runs; `wanted` NULL, or the name of the ones to take. NULL if there are none. */
 EXPORT const Kernels *chuan_choose(const char *wanted) {
-    const Kernels *found[3];
+    const Kernels *found[4];
     int count = 0;
 #if defined(__x86_64__)
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni"))
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni")) {
+#if defined(HAS_AMX)
+        if (ask_for_tiles()) found[count++] = &chuan_amx;
+#endif
         found[count++] = &chuan_avx512_vnni;
+    }
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found[count++] = &chuan_avx2;
 #endif
     found[count++] = &chuan_portable;

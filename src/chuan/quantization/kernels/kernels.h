@@ -71,6 +71,11 @@ typedef struct {
 extern const Kernels chuan_portable;
 #if defined(__x86_64__)
 extern const Kernels chuan_avx2, chuan_avx512_vnni;
+/* Linux gives a process its tiles when asked; older compilers do not know them. */
+#if defined(__linux__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
+#define HAS_AMX
+extern const Kernels chuan_amx;
+#endif
 #endif
 
 #endif

@@ -1,7 +1,7 @@
 /* What surrounds the matrix products: norms, quantized activations, RoPE, attention over pages, a whole decoder layer.
  *
  * Included by each instruction set's file, which defines UNIT, OFFSET, `digit` (how an int8 activation is stored), `vec`,
- * WIDTH, fma_, ROWS and PANELS, and the function `tile`. Every row is computed alone and in one order. */
+ * WIDTH, fma_, ROWS, TOGETHER and PANELS, and the function `multiply_block`. Every row is computed alone and in one order. */
 #include "pack.h"
 
 #include <math.h>
@@ -16,7 +16,7 @@
 
 /* Rows of digits, times their scales. */
 typedef struct {
-    digit *digits;  /* (T, ld) */
+    digit *digits;  /* (T / TOGETHER rounded up, groups, TOGETHER, G); see `digits_of` */
     float *scale;   /* (T, groups) */
     int32_t *start; /* (T, groups): what cancels the offset of the weights */
     int32_t group, groups;
@@ -33,9 +33,17 @@ typedef struct {
 
 /* y (M, P * 16) += the groups from `first` to `last` of the sums over groups; scale and bias come later. `weights` are
  * those groups of each panel. */
-static void tile(int rows, int panels, const Linear *const linears[PANELS], const int32_t panel[PANELS],
-                 const uint8_t *const weights[PANELS], const Rows *x, int32_t row, int32_t first, int32_t last,
-                 float y[][PANELS * PANEL]);
+typedef void tile_function(int rows, int panels, const Linear *const linears[PANELS], const int32_t panel[PANELS],
+                           const uint8_t *const weights[PANELS], const Rows *x, int32_t row, int32_t first, int32_t last,
+                           float y[][PANELS * PANEL]);
+
+/* Weights of some inputs of a panel as signed bytes, in the order in which int8 ones are packed. `wide` may be `weights`. */
+typedef void widen_function(const Linear *linear, const uint8_t *weights, int32_t inputs, uint8_t *wide);
+
+/* y (T', P * 16) = the product of rows `row` and on, at most ROW_BLOCK, by some panels: `multiply_by_tiles` with the tile
+ * that is fastest for so many rows. */
+static void multiply_block(const Linear *const linears[PANELS], const int32_t panel[PANELS], int32_t panels,
+                           const Quantized *x, int32_t row, int32_t rows, float y[][PANELS * PANEL]);
 
 INLINE int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }
 INLINE int32_t pad(int32_t n, int32_t to) { return (n + to - 1) / to * to; }
@@ -52,10 +60,12 @@ static void *take(Space *space, size_t size) {
     return piece;
 }
 
+/* With ROWS more than are used: a tile may take all of its rows, whatever lies there. */
 static Rows take_rows(Space *space, int32_t rows, int32_t inputs) {
-    const size_t groups = (size_t)rows * (inputs / 32);
+    const int32_t padded = pad(rows, TOGETHER) + ROWS;
+    const size_t groups = (size_t)padded * (inputs / 32);
     Rows x = {.ld = inputs + 64};
-    x.digits = take(space, (size_t)rows * x.ld * sizeof(digit));
+    x.digits = take(space, (size_t)padded * x.ld * sizeof(digit));
     x.scale = take(space, groups * sizeof(float));
     x.start = take(space, groups * sizeof(int32_t));
     return x;
@@ -74,6 +84,15 @@ static void set_group(Quantized *x, const Linear *linear) {
         both[i]->group = linear->group, both[i]->groups = linear->inputs / linear->group;
     }
 }
+
+/* A row's digits of a group. TOGETHER rows, one but where tiles are loaded, have theirs side by side. */
+INLINE digit *digits_of(const Rows *x, int32_t row, int32_t group) {
+    const size_t above = (size_t)(row / TOGETHER) * TOGETHER * x->ld, inside = (size_t)(row % TOGETHER);
+    return x->digits + above + ((size_t)group * TOGETHER + inside) * x->group;
+}
+
+/* How far the next row's digits are, where both are TOGETHER. */
+INLINE int32_t row_step(const Rows *x) { return TOGETHER == 1 ? x->ld : x->group; }
 
 /* Rounds to the nearest integer, ties to even: 1.5 * 2^23 leaves no room for a fraction. */
 INLINE float round_(float x) { return x + 12582912.0f - 12582912.0f; }
@@ -110,17 +129,17 @@ INLINE void quantize_group(const int size, Quantized *x, int32_t row, int32_t in
     for (int j = 0; j < 16; j++) bits = largest[j] > bits ? largest[j] : bits;
     for (int j = 0; j < 16; j++) sum += sums[j];
     memcpy(&top, &bits, sizeof top);
-    const size_t place = (size_t)row * x->first.groups + index, at = (size_t)row * x->first.ld + (size_t)index * size;
+    const size_t place = (size_t)row * x->first.groups + index;
     const int finite = bits < 0x7f800000, some = finite && top > 1e-30f;
     const int outlier = some && top * (float)size > OUTLIER * sum;
     const float inverse = some ? 127.0f / top : 0.0f;
     for (int k = 0; k < size; k++) scaled[k] = some ? round_(values[k] * inverse) : 0.0f;
-    x->first.start[place] = -offset * write_digits(size, scaled, x->first.digits + at);
+    x->first.start[place] = -offset * write_digits(size, scaled, digits_of(&x->first, row, index));
     x->first.scale[place] = some ? top / 127.0f : finite ? 0.0f : NAN;
     x->having[place] = (uint8_t)outlier;
     if (!outlier) return;
     for (int k = 0; k < size; k++) scaled[k] = round_((values[k] * inverse - scaled[k]) * 254.0f);
-    x->second.start[place] = -offset * write_digits(size, scaled, x->second.digits + at);
+    x->second.start[place] = -offset * write_digits(size, scaled, digits_of(&x->second, row, index));
     x->second.scale[place] = x->first.scale[place] * SECOND;
 }
 
@@ -139,22 +158,21 @@ static void normalize(const float *x, const float *weight, int32_t count, float 
 /* Moves a group's second digits, which each row has where its first ones are, to the top. */
 static void gather_seconds(Quantized *x, int32_t rows, int32_t group) {
     Rows *second = &x->second;
-    const size_t groups = (size_t)second->groups, ld = (size_t)second->ld;
+    const size_t groups = (size_t)second->groups, size = (size_t)second->group * sizeof(digit);
     for (int32_t first = 0; first < rows; first += ROW_BLOCK) {
-        digit *digits = second->digits + (size_t)first * ld + (size_t)group * second->group;
         const size_t place = (size_t)first * groups + group;
-        size_t count = 0;
+        int32_t count = 0;
         for (int32_t row = 0; row < smaller(ROW_BLOCK, rows - first); row++) {
-            const size_t from = place + row * groups, to = place + count * groups;
+            const size_t from = place + (size_t)row * groups, to = place + (size_t)count * groups;
             if (!x->having[from]) continue;
             x->having[to] = (uint8_t)row; /* count <= row: no flag that is still to be read */
             if (to != from) {
-                memcpy(digits + count * ld, digits + row * ld, (size_t)second->group * sizeof(digit));
+                memcpy(digits_of(second, first + count, group), digits_of(second, first + row, group), size);
                 second->start[to] = second->start[from], second->scale[to] = second->scale[from];
             }
             count++;
         }
-        x->count[(size_t)(first / ROW_BLOCK) * groups + group] = (int32_t)count;
+        x->count[(size_t)(first / ROW_BLOCK) * groups + group] = count;
     }
 }
 
@@ -183,8 +201,10 @@ static void quantize(Quantized *x, int32_t rows, const float *values, int32_t co
     for (int32_t group = 0; group < groups; group++) gather_seconds(x, rows, group);
 }
 
-/* How many rows the next tile takes: as even a split as possible, because small tiles are slow. */
+/* How many rows the next tile takes: as even a split as possible, because small tiles are slow; but those that lie
+ * TOGETHER are not split. */
 INLINE int32_t next_rows(int32_t left) {
+    if (TOGETHER > 1) return smaller(left, TOGETHER);
     const int32_t tiles = (left + ROWS - 1) / ROWS;
     return (left + tiles - 1) / tiles;
 }
@@ -197,9 +217,9 @@ static __attribute__((noinline)) void pack_block(const Linear *linear, int32_t p
 
 /* y (M, P * 16) += the second digits of a group, for the rows of a ROW_BLOCK that have them; as many at a time as a
  * tile takes. `weights` are that group of each panel. */
-static void add_seconds(const Linear *const linears[PANELS], const int32_t panel[PANELS], int32_t panels,
-                        const uint8_t *const weights[PANELS], const Quantized *x, int32_t row, int32_t group,
-                        float y[][PANELS * PANEL]) {
+INLINE void add_seconds(tile_function *tile, const Linear *const linears[PANELS], const int32_t panel[PANELS],
+                        int32_t panels, const uint8_t *const weights[PANELS], const Quantized *x, int32_t row,
+                        int32_t group, float y[][PANELS * PANEL]) {
     const size_t groups = (size_t)x->second.groups;
     const int32_t count = x->count[(size_t)(row / ROW_BLOCK) * groups + group];
     for (int32_t done = 0, step; done < count; done += step) {
@@ -222,12 +242,14 @@ INLINE void finish(const Linear *linear, int32_t panel, float *restrict y) {
         for (int n = 0; n < PANEL; n++) y[n] += bias[first + n];
 }
 
-/* y (T', P * 16) = the product of rows `row` and on by some panels. A few inputs at a time, so that what is read of the
- * panels stays in the first cache while all rows pass by: their first digits, then the second ones. */
-static void multiply_block(const Linear *const linears[PANELS], const int32_t panel[PANELS], int32_t panels,
-                           const Quantized *x, int32_t row, int32_t rows, float y[][PANELS * PANEL]) {
+/* `multiply_block` by tiles of one kind, for weights as they are packed or, with `widen`, as signed bytes. A few inputs
+ * at a time, so that what is read of the panels stays in the first cache while all rows pass by: their first digits, then
+ * the second ones. */
+INLINE void multiply_by_tiles(tile_function *tile, widen_function *widen, const Linear *const linears[PANELS],
+                              const int32_t panel[PANELS], int32_t panels, const Quantized *x, int32_t row, int32_t rows,
+                              float y[][PANELS * PANEL]) {
     const int32_t groups = x->first.groups, block = INPUTS / x->first.group;
-    uint8_t packed[PANELS][INPUTS * PANEL] __attribute__((aligned(64))); /* of weights that are not packed yet */
+    uint8_t packed[PANELS][INPUTS * PANEL] __attribute__((aligned(64))); /* of weights that are not packed so yet */
     memset(y, 0, (size_t)rows * PANELS * PANEL * sizeof(float));
     for (int32_t first = 0; first < groups; first += block) {
         const int32_t last = smaller(first + block, groups);
@@ -241,13 +263,16 @@ static void multiply_block(const Linear *const linears[PANELS], const int32_t pa
                 pack_block(linear, panel[p], first * linear->group, last * linear->group, packed[p]);
             else
                 weights[p] = linear->panels + ((size_t)panel[p] * groups + first) * group_bytes[p];
+            if (widen == NULL) continue;
+            widen(linear, weights[p], (last - first) * linear->group, packed[p]);
+            weights[p] = packed[p], group_bytes[p] = (size_t)linear->group * PANEL;
         }
         for (int32_t m = 0, step; m < rows; m += step) {
             step = next_rows(rows - m);
             tile(step, panels, linears, panel, weights, &x->first, row + m, first, last, y + m);
         }
         for (int32_t group = first; group < last; group++) {
-            add_seconds(linears, panel, panels, weights, x, row, group, y);
+            add_seconds(tile, linears, panel, panels, weights, x, row, group, y);
             for (int32_t p = 0; p < panels; p++) weights[p] += group_bytes[p];
         }
     }

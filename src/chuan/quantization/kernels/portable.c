@@ -5,6 +5,7 @@
 #define OFFSET 0
 #define ROWS 4
 #define PANELS 2
+#define TOGETHER 1
 #define ATTENTION_ROWS 2
 #define ATTENTION_BLOCK 4
 #define MAX_HEAD 256
@@ -28,7 +29,7 @@ static void tile(int rows, int panels, const Linear *const linears[PANELS], cons
         const uint8_t *weight = weights[p];
         float *out = y[m] + p * PANEL;
         for (int32_t g = first; g < last; g++, weight += group_bytes) {
-            const digit *digits = x->digits + (size_t)(row + m) * x->ld + (size_t)g * group;
+            const digit *digits = digits_of(x, row + m, g);
             const float a = x->scale[at + g];
             int32_t sums[PANEL];
             for (int n = 0; n < PANEL; n++) sums[n] = x->start[at + g];
@@ -49,6 +50,11 @@ static void tile(int rows, int panels, const Linear *const linears[PANELS], cons
             }
         }
     }
+}
+
+static void multiply_block(const Linear *const linears[PANELS], const int32_t panel[PANELS], int32_t panels,
+                           const Quantized *x, int32_t row, int32_t rows, float y[][PANELS * PANEL]) {
+    multiply_by_tiles(tile, NULL, linears, panel, panels, x, row, rows, y);
 }
 
 const Kernels chuan_portable = {"portable", UNIT, OFFSET, linear_space, run_linear, layer_space, run_layer};
