@@ -6,12 +6,15 @@
 
 #if defined(HAS_AMX)
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,amx-tile,amx-int8"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,avx512bf16,amx-tile,amx-int8,amx-bf16"))), apply_to = function)
 #else
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,amx-tile,amx-int8")
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,avx512bf16,amx-tile,amx-int8,amx-bf16")
 #endif
 #define ROWS 16
 #define TOGETHER 16
+#define ATTENTION_ROWS 16
+#define to_query(x) to_bfloat16(x)
+typedef uint16_t query;
 #include "avx512.h"
 
 #define SUMS 4 /* of groups, that are kept until they are scaled */
@@ -57,20 +60,31 @@ INLINE void add_scaled(const int from, const int to, const int bits, const int32
     }
 }
 
-/* Into a tile: the sums of step `next`, a group of a panel. */
+/* A group's scales of a panel, at 4 bits. */
+INLINE __m512 load_scale(const Linear *linear, int32_t panel, int32_t groups, int32_t group) {
+    const uint16_t *from = linear->group_scale + ((size_t)panel * groups + group) * PANEL;
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+
+/* Into a tile: the sums of a group's digits, at `from`, by a panel's weights, at `weight`. */
+#define LOAD_AND_MULTIPLY(sum, left, right)                  \
+    _tile_loadd(left, from, ld);                             \
+    _tile_loadd(right, weight, 64);                          \
+    _tile_zero(sum);                                         \
+    _tile_dpbssd(sum, left, right);                          \
+    if (group == 128) {                                      \
+        _tile_loadd(left, from + 64, ld);                    \
+        _tile_loadd(right, weight + 64 * PANEL, 64);         \
+        _tile_dpbssd(sum, left, right);                      \
+    }
+
+/* The same of the next step, which is a group of a panel. */
 #define MULTIPLY(sum, left, right)                                                        \
     {                                                                                     \
         const digit *from = digits + (size_t)next_group * group * ROWS;                   \
         const uint8_t *weight = weights[next_panel] + (size_t)next_group * group * PANEL; \
-        _tile_loadd(left, from, ld);                                                      \
-        _tile_loadd(right, weight, 64);                                                   \
-        _tile_zero(sum);                                                                  \
-        _tile_dpbssd(sum, left, right);                                                   \
-        if (group == 128) {                                                               \
-            _tile_loadd(left, from + 64, ld);                                             \
-            _tile_loadd(right, weight + 64 * PANEL, 64);                                  \
-            _tile_dpbssd(sum, left, right);                                               \
-        }                                                                                 \
+        LOAD_AND_MULTIPLY(sum, left, right)                                               \
         if (++next_group == count) next_group = 0, next_panel++;                          \
     }
 
@@ -103,11 +117,7 @@ INLINE void wide_tile_of(const int bits, int rows, int panels, const Linear *con
         for (int m = 0; m < ROWS; m++)
             out[m] = m < rows ? _mm512_loadu_ps(y[m] + p * PANEL) : _mm512_setzero_ps();
         for (int32_t g = 0; g < count; g++, step++) {
-            if (bits == 4) {
-                const uint16_t *from = linears[p]->group_scale + ((size_t)panel[p] * groups + first + g) * PANEL;
-                const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from));
-                scale = _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
-            }
+            if (bits == 4) scale = load_scale(linears[p], panel[p], groups, first + g);
             if (step % 2 == 0) STEP(4, 5, 0, 1) else STEP(5, 4, 2, 3)
         }
 #pragma GCC unroll 16
@@ -125,15 +135,139 @@ static void wide_tile(int rows, int panels, const Linear *const linears[PANELS],
         wide_tile_of(4, rows, panels, linears, panel, weights, x, row, first, last, y);
 }
 
+/* A tile's worth of second digits: rows of a group, by a panel. */
+typedef struct {
+    int16_t group, done, panel, rows;
+} Step;
+
+/* Into a tile: the sums of a step. */
+#define MULTIPLY_SECONDS(sum, left, right, step)                                                               \
+    {                                                                                                          \
+        const digit *from = digits_of(&x->second, row + (step).done, first + (step).group);                    \
+        const uint8_t *weight = weights[(step).panel] + (size_t)(step).group * group * PANEL;                  \
+        LOAD_AND_MULTIPLY(sum, left, right)                                                                    \
+    }
+
+/* As `add_seconds`. Groups have few rows with second digits, so that all steps of a block make one row of them. */
+INLINE void add_wide_seconds(const int bits, const Linear *const linears[PANELS], const int32_t panel[PANELS],
+                             int32_t panels, const uint8_t *const weights[PANELS], const Quantized *x, int32_t row,
+                             int32_t first, int32_t last, float y[][PANELS * PANEL]) {
+    const int32_t group = bits == 8 ? GROUP : x->second.group, ld = group, groups = x->second.groups;
+    const int32_t *counts = x->count + (size_t)(row / ROW_BLOCK) * groups + first;
+    Step steps[INPUTS / 32 * PANELS * (ROW_BLOCK / ROWS)];
+    int32_t sums[SUMS][ROWS][PANEL] __attribute__((aligned(64)));
+    int32_t count = 0;
+    for (int32_t g = 0; g < last - first; g++)
+        for (int32_t done = 0; done < counts[g]; done += ROWS)
+            for (int32_t p = 0; p < panels; p++)
+                steps[count++] = (Step){(int16_t)g, (int16_t)done, (int16_t)p, (int16_t)smaller(counts[g] - done, ROWS)};
+    if (count > 0) MULTIPLY_SECONDS(4, 0, 1, steps[0])
+    if (count > 1) MULTIPLY_SECONDS(5, 2, 3, steps[1])
+    if (count > 0) _tile_stored(4, sums[0], sizeof sums[0][0]);
+    for (int32_t s = 0; s < count; s++) {
+        const Step step = steps[s];
+        const size_t place = (size_t)(row + step.done) * groups + first + step.group;
+        __m512 scale = bits == 4 ? load_scale(linears[step.panel], panel[step.panel], groups, first + step.group)
+                                 : _mm512_setzero_ps();
+        if (s % 2 == 0) {
+            if (s + 2 < count) MULTIPLY_SECONDS(4, 0, 1, steps[s + 2])
+            if (s + 1 < count) _tile_stored(5, sums[(s + 1) % SUMS], sizeof sums[0][0]);
+        } else {
+            if (s + 2 < count) MULTIPLY_SECONDS(5, 2, 3, steps[s + 2])
+            if (s + 1 < count) _tile_stored(4, sums[(s + 1) % SUMS], sizeof sums[0][0]);
+        }
+        for (int32_t m = 0; m < step.rows; m++) {
+            float *to = y[x->having[place + (size_t)m * groups]] + step.panel * PANEL;
+            const float *factor = x->second.scale + place + (size_t)m * groups;
+            __m512 out[1] = {_mm512_loadu_ps(to)};
+            add_scaled(0, 1, bits, (const int32_t(*)[PANEL])sums[s % SUMS][m], scale, factor, 0, out);
+            _mm512_storeu_ps(to, out[0]);
+        }
+    }
+}
+
+static void wide_seconds(const Linear *const linears[PANELS], const int32_t panel[PANELS], int32_t panels,
+                         const uint8_t *const weights[PANELS], const Quantized *x, int32_t row, int32_t first,
+                         int32_t last, float y[][PANELS * PANEL]) {
+    if (linears[0]->bits == 8)
+        add_wide_seconds(8, linears, panel, panels, weights, x, row, first, last, y);
+    else
+        add_wide_seconds(4, linears, panel, panels, weights, x, row, first, last, y);
+}
+
 static void multiply_block(const Linear *const linears[PANELS], const int32_t panel[PANELS], int32_t panels,
                            const Quantized *x, int32_t row, int32_t rows, float y[][PANELS * PANEL]) {
     if (rows <= TILE_ROWS) {
-        multiply_by_tiles(tile, NULL, linears, panel, panels, x, row, rows, y);
+        multiply_by_tiles(tile, NULL, NULL, linears, panel, panels, x, row, rows, y);
         return;
     }
     set_tiles(x->first.group);
-    multiply_by_tiles(wide_tile, widen, linears, panel, panels, x, row, rows, y);
+    multiply_by_tiles(wide_tile, widen, wide_seconds, linears, panel, panels, x, row, rows, y);
     _tile_release(); /* others in this process have shapes of their own */
+}
+
+/* For attention tiles 0 and 1 hold queries or probabilities, 2 and 3 keys or values, 4 to 7 sums; 1 and 3 hold what is
+ * left of a head whose width is no multiple of 32. */
+static void begin_pages(const Shape *shape) {
+    const int32_t left = shape->head_dim % 32;
+    TileShapes shapes = {.palette = 1};
+    for (int t = 0; t < 8; t++) shapes.row_bytes[t] = 64, shapes.rows[t] = 16;
+    if (left > 0) shapes.row_bytes[1] = (uint16_t)(left * 2), shapes.rows[3] = (uint8_t)(left / 2);
+    _tile_loadconfig(&shapes);
+}
+
+static void end_pages(void) { _tile_release(); }
+
+/* Scores of 16 tokens, from the token `place` of a page on, into a tile; `size` inputs at a time and what is left. */
+#define SCORE(sum, place)                                                                      \
+    _tile_zero(sum);                                                                           \
+    for (int32_t d = 0; d < whole; d += 32) {                                                  \
+        _tile_loadd(0, queries + d, size * 2);                                                 \
+        _tile_loadd(2, keys + ((size_t)d / 2 * PAGE + (place)) * 2, PAGE * 4);                 \
+        _tile_dpbf16ps(sum, 0, 2);                                                             \
+    }                                                                                          \
+    if (whole < size) {                                                                        \
+        _tile_loadd(1, queries + whole, size * 2);                                             \
+        _tile_loadd(3, keys + ((size_t)whole / 2 * PAGE + (place)) * 2, PAGE * 4);             \
+        _tile_dpbf16ps(sum, 1, 3);                                                             \
+    }                                                                                          \
+    _tile_stored(sum, scores[0] + (place), PAGE * 4);
+
+/* Queries and probabilities are rounded to bfloat16, as keys and values are; products are added up in float32. A row's
+ * sums do not depend on the others of its tile; those of rows that are not there are not looked at. */
+static void attend_page(const Shape *shape, const Batch *batch, size_t page, int32_t start, int32_t row, int32_t count,
+                        Attention *task) {
+    const int32_t size = shape->head_dim, whole = size / 32 * 32;
+    const int32_t columns = pad(smaller(task->seen[row + count - 1] - start, PAGE), 16);
+    const uint16_t *queries = task->queries + row * size, *keys = batch->keys + page, *values = batch->values + page;
+    float *sums = task->sums + row * size;
+    float scores[ROWS][PAGE] __attribute__((aligned(64)));
+    uint16_t probabilities[ROWS][PAGE] __attribute__((aligned(64)));
+    SCORE(4, 0)
+    if (columns > 16) { SCORE(5, 16) }
+    if (columns > 32) { SCORE(6, 32) }
+    if (columns > 48) { SCORE(7, 48) }
+    memset(probabilities, 0, sizeof probabilities); /* of tokens, and rows, that are not there */
+    for (int32_t r = 0; r < count; r++) {
+        const int32_t valid = smaller(task->seen[row + r] - start, columns);
+        soften(scores[r], valid, columns, task->top + row + r, task->total + row + r, sums + r * size, size);
+        for (int32_t t = 0; t < columns; t += 16) {
+            const __m256bh rounded = _mm512_cvtneps_pbh(_mm512_load_ps(scores[r] + t));
+            memcpy(probabilities[r] + t, &rounded, sizeof rounded);
+        }
+    }
+    for (int32_t d = 0; d < size; d += 16) {
+        _tile_loadd(4, sums + d, size * 4);
+        _tile_loadd(0, probabilities[0], PAGE * 2);
+        _tile_loadd(2, values + (size_t)d * 2, size * 4);
+        _tile_dpbf16ps(4, 0, 2);
+        if (columns > 32) {
+            _tile_loadd(0, probabilities[0] + 32, PAGE * 2);
+            _tile_loadd(2, values + ((size_t)16 * size + d) * 2, size * 4);
+            _tile_dpbf16ps(4, 0, 2);
+        }
+        _tile_stored(4, sums + d, size * 4);
+    }
 }
 
 const Kernels chuan_amx = {"amx", UNIT, OFFSET, linear_space, run_linear, layer_space, run_layer};

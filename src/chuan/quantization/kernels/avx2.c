@@ -21,12 +21,16 @@
 #define MAX_HEAD 256
 #define WIDTH 8
 typedef int16_t digit;
+typedef float query;
 typedef float vec __attribute__((vector_size(32)));
 typedef uint32_t bits_vec __attribute__((vector_size(32)));
 #define splat(x) ((vec)_mm256_set1_ps(x))
 #define fma_(a, b, c) ((vec)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
+#define to_query(x) (x)
 
 #include "layer.h"
+
+#include "attention.h"
 
 /* sums (M, 2 vectors of 8 outputs) += a group of rows by a group of one panel. */
 INLINE void add_group(const int rows, const int bits, const uint8_t *weight, const digit *x, int32_t ld, int32_t group, __m256i sums[ROWS][2]) {
@@ -106,7 +110,7 @@ static void tile(int rows, int panels, const Linear *const linears[PANELS], cons
 
 static void multiply_block(const Linear *const linears[PANELS], const int32_t panel[PANELS], int32_t panels,
                            const Quantized *x, int32_t row, int32_t rows, float y[][PANELS * PANEL]) {
-    multiply_by_tiles(tile, NULL, linears, panel, panels, x, row, rows, y);
+    multiply_by_tiles(tile, NULL, NULL, linears, panel, panels, x, row, rows, y);
 }
 
 const Kernels chuan_avx2 = {"avx2", UNIT, OFFSET, linear_space, run_linear, layer_space, run_layer};

@@ -2,7 +2,8 @@
  * signed bytes and adds them to an int32, exactly.
  *
  * The weights are the unsigned side (an int8 plus 128, a nibble as it is), so that an activation can be broadcast from
- * memory; what the offset adds is taken off beforehand, in the sum's first value. A file that includes this defines ROWS and TOGETHER. */
+ * memory; what the offset adds is taken off beforehand, in the sum's first value. A file that includes this defines ROWS,
+ * TOGETHER, ATTENTION_ROWS, `query` and `to_query`. */
 #ifndef CHUAN_AVX512_H
 #define CHUAN_AVX512_H
 
@@ -11,7 +12,6 @@
 #define UNIT 4
 #define OFFSET 128
 #define PANELS 2
-#define ATTENTION_ROWS 4
 #define ATTENTION_BLOCK 4
 #define MAX_HEAD 256
 #define WIDTH 16

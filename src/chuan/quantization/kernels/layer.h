@@ -1,7 +1,8 @@
 /* What surrounds the matrix products: norms, quantized activations, RoPE, attention over pages, a whole decoder layer.
  *
  * Included by each instruction set's file, which defines UNIT, OFFSET, `digit` (how an int8 activation is stored), `vec`,
- * WIDTH, fma_, ROWS, TOGETHER and PANELS, and the function `multiply_block`. Every row is computed alone and in one order. */
+ * WIDTH, fma_, ROWS, TOGETHER and PANELS, the functions `multiply_block`, `begin_pages`, `attend_page` and `end_pages`, and
+ * `query` and `to_query` (how those want a query). Every row is computed alone and in one order. */
 #include "pack.h"
 
 #include <math.h>
@@ -36,6 +37,11 @@ typedef struct {
 typedef void tile_function(int rows, int panels, const Linear *const linears[PANELS], const int32_t panel[PANELS],
                            const uint8_t *const weights[PANELS], const Rows *x, int32_t row, int32_t first, int32_t last,
                            float y[][PANELS * PANEL]);
+
+/* `add_seconds` of its own, for weights that were widened. */
+typedef void seconds_function(const Linear *const linears[PANELS], const int32_t panel[PANELS], int32_t panels,
+                              const uint8_t *const weights[PANELS], const Quantized *x, int32_t row, int32_t first,
+                              int32_t last, float y[][PANELS * PANEL]);
 
 /* Weights of some inputs of a panel as signed bytes, in the order in which int8 ones are packed. `wide` may be `weights`. */
 typedef void widen_function(const Linear *linear, const uint8_t *weights, int32_t inputs, uint8_t *wide);
@@ -215,20 +221,25 @@ static __attribute__((noinline)) void pack_block(const Linear *linear, int32_t p
     pack_inputs(UNIT, OFFSET, linear->rows, linear->outputs, linear->width, panel * PANEL, begin, end, packed);
 }
 
-/* y (M, P * 16) += the second digits of a group, for the rows of a ROW_BLOCK that have them; as many at a time as a
- * tile takes. `weights` are that group of each panel. */
+/* y (M, P * 16) += the second digits of some groups, for the rows of a ROW_BLOCK that have them; as many at a time as a
+ * tile takes. `weights` are those groups of each panel. */
 INLINE void add_seconds(tile_function *tile, const Linear *const linears[PANELS], const int32_t panel[PANELS],
                         int32_t panels, const uint8_t *const weights[PANELS], const Quantized *x, int32_t row,
-                        int32_t group, float y[][PANELS * PANEL]) {
+                        int32_t first, int32_t last, float y[][PANELS * PANEL]) {
     const size_t groups = (size_t)x->second.groups;
-    const int32_t count = x->count[(size_t)(row / ROW_BLOCK) * groups + group];
-    for (int32_t done = 0, step; done < count; done += step) {
-        const uint8_t *having = x->having + (size_t)(row + done) * groups + group;
-        float some[ROWS][PANELS * PANEL] __attribute__((aligned(64)));
-        step = next_rows(count - done);
-        for (int32_t m = 0; m < step; m++) memcpy(some[m], y[having[m * groups]], sizeof some[m]);
-        tile(step, panels, linears, panel, weights, &x->second, row + done, group, group + 1, some);
-        for (int32_t m = 0; m < step; m++) memcpy(y[having[m * groups]], some[m], sizeof some[m]);
+    const size_t group_bytes = (size_t)x->second.group * PANEL * (size_t)linears[0]->bits / 8;
+    for (int32_t group = first; group < last; group++) {
+        const int32_t count = x->count[(size_t)(row / ROW_BLOCK) * groups + group];
+        const uint8_t *of_group[PANELS];
+        for (int32_t p = 0; p < panels; p++) of_group[p] = weights[p] + (size_t)(group - first) * group_bytes;
+        for (int32_t done = 0, step; done < count; done += step) {
+            const uint8_t *having = x->having + (size_t)(row + done) * groups + group;
+            float some[ROWS][PANELS * PANEL] __attribute__((aligned(64)));
+            step = next_rows(count - done);
+            for (int32_t m = 0; m < step; m++) memcpy(some[m], y[having[m * groups]], sizeof some[m]);
+            tile(step, panels, linears, panel, of_group, &x->second, row + done, group, group + 1, some);
+            for (int32_t m = 0; m < step; m++) memcpy(y[having[m * groups]], some[m], sizeof some[m]);
+        }
     }
 }
 
@@ -242,39 +253,49 @@ INLINE void finish(const Linear *linear, int32_t panel, float *restrict y) {
         for (int n = 0; n < PANEL; n++) y[n] += bias[first + n];
 }
 
-/* `multiply_block` by tiles of one kind, for weights as they are packed or, with `widen`, as signed bytes. A few inputs
- * at a time, so that what is read of the panels stays in the first cache while all rows pass by: their first digits, then
+/* Fetches, while the tile at row `m` is computed, its share of the next inputs' weights into the second cache: tiles are
+ * faster than the memory's answers, and the processor's own prefetch does not see through the copy that is widened. */
+INLINE void fetch_part(const uint8_t *const ahead[PANELS], int32_t panels, size_t bytes, int32_t m, int32_t rows) {
+    const size_t from = bytes * (size_t)m / (size_t)rows, to = bytes * (size_t)smaller(m + ROWS, rows) / (size_t)rows;
+    for (int32_t p = 0; p < panels && ahead[p] != NULL; p++)
+        for (size_t i = from / 64 * 64; i < to; i += 64) __builtin_prefetch(ahead[p] + i, 0, 2);
+}
+
+/* `multiply_block` by tiles of one kind: for weights as they are packed or, with `widen` and `wide_seconds`, as signed
+ * bytes. A few inputs at a time, so that what is read of the panels stays in the first cache while all rows pass by: their first digits, then
  * the second ones. */
-INLINE void multiply_by_tiles(tile_function *tile, widen_function *widen, const Linear *const linears[PANELS],
-                              const int32_t panel[PANELS], int32_t panels, const Quantized *x, int32_t row, int32_t rows,
-                              float y[][PANELS * PANEL]) {
+INLINE void multiply_by_tiles(tile_function *tile, widen_function *widen, seconds_function *wide_seconds,
+                              const Linear *const linears[PANELS], const int32_t panel[PANELS], int32_t panels,
+                              const Quantized *x, int32_t row, int32_t rows, float y[][PANELS * PANEL]) {
     const int32_t groups = x->first.groups, block = INPUTS / x->first.group;
     uint8_t packed[PANELS][INPUTS * PANEL] __attribute__((aligned(64))); /* of weights that are not packed so yet */
     memset(y, 0, (size_t)rows * PANELS * PANEL * sizeof(float));
     for (int32_t first = 0; first < groups; first += block) {
         const int32_t last = smaller(first + block, groups);
-        const uint8_t *weights[PANELS];
-        size_t group_bytes[PANELS];
+        const uint8_t *weights[PANELS], *ahead[PANELS];
+        size_t bytes = 0;
         for (int32_t p = 0; p < panels; p++) {
             const Linear *linear = linears[p];
-            group_bytes[p] = (size_t)linear->group * PANEL * linear->bits / 8;
+            const size_t group_bytes = (size_t)linear->group * PANEL * (size_t)linear->bits / 8;
             weights[p] = packed[p];
             if (linear->rows != NULL)
                 pack_block(linear, panel[p], first * linear->group, last * linear->group, packed[p]);
             else
-                weights[p] = linear->panels + ((size_t)panel[p] * groups + first) * group_bytes[p];
+                weights[p] = linear->panels + ((size_t)panel[p] * groups + first) * group_bytes;
             if (widen == NULL) continue;
+            bytes = (size_t)(last - first) * group_bytes, ahead[p] = linear->panels == NULL ? NULL : weights[p] + bytes;
             widen(linear, weights[p], (last - first) * linear->group, packed[p]);
-            weights[p] = packed[p], group_bytes[p] = (size_t)linear->group * PANEL;
+            weights[p] = packed[p];
         }
         for (int32_t m = 0, step; m < rows; m += step) {
             step = next_rows(rows - m);
+            if (widen != NULL) fetch_part(ahead, panels, bytes, m, rows);
             tile(step, panels, linears, panel, weights, &x->first, row + m, first, last, y + m);
         }
-        for (int32_t group = first; group < last; group++) {
-            add_seconds(tile, linears, panel, panels, weights, x, row, group, y);
-            for (int32_t p = 0; p < panels; p++) weights[p] += group_bytes[p];
-        }
+        if (wide_seconds != NULL)
+            wide_seconds(linears, panel, panels, weights, x, row, first, last, y);
+        else
+            add_seconds(tile, linears, panel, panels, weights, x, row, first, last, y);
     }
     for (int32_t p = 0; p < panels; p++)
         for (int32_t m = 0; m < rows; m++) finish(linears[p], panel[p], y[m] + p * PANEL);
@@ -389,61 +410,6 @@ static void place(const Shape *shape, const Batch *batch, float *queries, float 
 #pragma omp barrier
 }
 
-INLINE vec load(const float *from) {
-    vec v;
-    memcpy(&v, from, sizeof v);
-    return v;
-}
-
-/* Neighbouring pairs of bfloat16 as two vectors: the first of each pair, and the second. */
-INLINE void load_pairs(const uint16_t *from, vec *low, vec *high) {
-    bits_vec u;
-    memcpy(&u, from, sizeof u);
-    *low = (vec)(u << 16);
-    *high = (vec)(u & 0xffff0000u);
-}
-
-/* to (R, columns of `block` vectors) += from (R, 2 * pairs) by pairs of rows that lie side by side. */
-INLINE void add_product(const int rows, const int block, const float *from, int32_t from_ld, const uint16_t *pairs,
-                        int32_t pairs_ld, int32_t count, float *to, int32_t to_ld) {
-    vec sums[ATTENTION_ROWS][ATTENTION_BLOCK];
-    for (int r = 0; r < rows; r++)
-        for (int j = 0; j < block; j++) sums[r][j] = load(to + r * to_ld + j * WIDTH);
-    for (int32_t i = 0; i < count; i++)
-        for (int j = 0; j < block; j++) {
-            vec low, high;
-            load_pairs(pairs + (size_t)i * pairs_ld + j * WIDTH * 2, &low, &high);
-            for (int r = 0; r < rows; r++) {
-                const float a = from[r * from_ld + 2 * i], b = from[r * from_ld + 2 * i + 1];
-                sums[r][j] = fma_(splat(a), low, sums[r][j]);
-                sums[r][j] = fma_(splat(b), high, sums[r][j]);
-            }
-        }
-    for (int r = 0; r < rows; r++)
-        for (int j = 0; j < block; j++) memcpy(to + r * to_ld + j * WIDTH, &sums[r][j], sizeof(vec));
-}
-
-INLINE void add_products(const int rows, const float *from, int32_t from_ld, const uint16_t *pairs, int32_t pairs_ld,
-                         int32_t count, float *to, int32_t to_ld, int32_t columns) {
-    int32_t done = 0;
-    for (; done + ATTENTION_BLOCK * WIDTH <= columns; done += ATTENTION_BLOCK * WIDTH)
-        add_product(rows, ATTENTION_BLOCK, from, from_ld, pairs + done * 2, pairs_ld, count, to + done, to_ld);
-    for (; done < columns; done += WIDTH)
-        add_product(rows, 1, from, from_ld, pairs + done * 2, pairs_ld, count, to + done, to_ld);
-}
-
-static void add_products_of(int rows, const float *from, int32_t from_ld, const uint16_t *pairs, int32_t pairs_ld,
-                            int32_t count, float *to, int32_t to_ld, int32_t columns) {
-    switch (rows) {
-#if ATTENTION_ROWS > 2
-        case 4: add_products(4, from, from_ld, pairs, pairs_ld, count, to, to_ld, columns); break;
-        case 3: add_products(3, from, from_ld, pairs, pairs_ld, count, to, to_ld, columns); break;
-#endif
-        case 2: add_products(2, from, from_ld, pairs, pairs_ld, count, to, to_ld, columns); break;
-        default: add_products(1, from, from_ld, pairs, pairs_ld, count, to, to_ld, columns);
-    }
-}
-
 /* One page for a tile of rows: softmax so far (Milakov and Gimelshein 2018), and what it means for the sums. */
 static void soften(float scores[PAGE], int32_t valid, int32_t columns, float *top, float *total, float *out,
                    int32_t size) {
@@ -451,9 +417,13 @@ static void soften(float scores[PAGE], int32_t valid, int32_t columns, float *to
         memset(scores, 0, (size_t)columns * sizeof(float));
         return;
     }
-    float largest = *top, sums[16] = {0};
-    for (int32_t i = 0; i < valid; i++) largest = scores[i] > largest ? scores[i] : largest;
-    for (int32_t i = 0; i < columns; i++) scores[i] = exponential(i < valid ? scores[i] - largest : -87.0f);
+    float largest = *top, tops[16], sums[16] = {0};
+    for (int32_t i = valid; i < columns; i++) scores[i] = -INFINITY;
+    for (int32_t j = 0; j < 16; j++) tops[j] = largest;
+    for (int32_t i = 0; i < columns; i += 16)
+        for (int32_t j = 0; j < 16; j++) tops[j] = scores[i + j] > tops[j] ? scores[i + j] : tops[j];
+    for (int32_t j = 0; j < 16; j++) largest = tops[j] > largest ? tops[j] : largest;
+    for (int32_t i = 0; i < columns; i++) scores[i] = exponential(scores[i] - largest);
     for (int32_t i = valid; i < columns; i++) scores[i] = 0;
     for (int32_t i = 0; i < columns; i += 16)
         for (int32_t j = 0; j < 16; j++) sums[j] += scores[i + j];
@@ -469,26 +439,20 @@ static void soften(float scores[PAGE], int32_t valid, int32_t columns, float *to
 
 /* Rows of one sequence and key head that are attended together, a (token, query head) pair each, and how far they are. */
 typedef struct {
-    float queries[ATTENTION_TASK * MAX_HEAD], sums[ATTENTION_TASK * MAX_HEAD];
+    query queries[ATTENTION_TASK * MAX_HEAD];
+    float sums[ATTENTION_TASK * MAX_HEAD];
     float top[ATTENTION_TASK], total[ATTENTION_TASK];
     size_t places[ATTENTION_TASK];
     int32_t seen[ATTENTION_TASK]; /* tokens before each, and itself */
 } Attention;
 
-/* One page for `count` rows of the task, which a tile takes; the last of them sees the most. */
+/* Before and after some pages are attended. */
+static void begin_pages(const Shape *shape);
+static void end_pages(void);
+
+/* One page for `count` rows of the task, at most ATTENTION_ROWS; the last of them sees the most. */
 static void attend_page(const Shape *shape, const Batch *batch, size_t page, int32_t start, int32_t row, int32_t count,
-                        Attention *task) {
-    const int32_t size = shape->head_dim, columns = pad(smaller(task->seen[row + count - 1] - start, PAGE), 16);
-    float *queries = task->queries + row * size, *sums = task->sums + row * size;
-    float scores[ATTENTION_ROWS][PAGE];
-    memset(scores, 0, sizeof scores);
-    add_products_of(count, queries, size, batch->keys + page, PAGE * 2, size / 2, scores[0], PAGE, columns);
-    for (int32_t r = 0; r < count; r++) {
-        const int32_t valid = smaller(task->seen[row + r] - start, columns);
-        soften(scores[r], valid, columns, task->top + row + r, task->total + row + r, sums + r * size, size);
-    }
-    add_products_of(count, scores[0], PAGE, batch->values + page, size * 2, columns / 2, sums, size, size);
-}
+                        Attention *task);
 
 /* Softmax(Q K^T) V. A page is brought into the first cache once for all `count` rows. */
 static void attend_rows(const Shape *shape, const Batch *batch, const Sequence *sequence, int32_t head, int32_t first,
@@ -500,7 +464,7 @@ static void attend_rows(const Shape *shape, const Batch *batch, const Sequence *
         task.places[r] = ((size_t)(sequence->first + row) * shape->heads + h) * size;
         task.seen[r] = sequence->past + row + 1;
         task.top[r] = -INFINITY, task.total[r] = 0;
-        memcpy(task.queries + r * size, queries + task.places[r], (size_t)size * sizeof(float));
+        for (int32_t d = 0; d < size; d++) task.queries[r * size + d] = to_query(queries[task.places[r] + d]);
     }
     memset(task.sums, 0, (size_t)count * size * sizeof(float));
     for (int32_t start = 0; start < task.seen[count - 1]; start += PAGE) {
@@ -517,6 +481,7 @@ static void attend_rows(const Shape *shape, const Batch *batch, const Sequence *
 /* Attention of every new token. All threads come here. */
 static void attend(const Shape *shape, const Batch *batch, const float *queries, float *out) {
     const int32_t kv = shape->kv_heads, shared = shape->heads / kv;
+    begin_pages(shape);
     for (int32_t index = 0; index < batch->sequences; index++) {
         const Sequence *sequence = batch->sequence + index;
         const int32_t rows = sequence->rows * shared, tasks = (rows + ATTENTION_TASK - 1) / ATTENTION_TASK;
@@ -526,6 +491,7 @@ static void attend(const Shape *shape, const Batch *batch, const float *queries,
             attend_rows(shape, batch, sequence, task % kv, first, count, queries, out);
         }
     }
+    end_pages();
 #pragma omp barrier
 }
 

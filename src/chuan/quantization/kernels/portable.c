@@ -11,12 +11,16 @@
 #define MAX_HEAD 256
 #define WIDTH 4
 typedef int16_t digit;
+typedef float query;
 typedef float vec __attribute__((vector_size(16)));
 typedef uint32_t bits_vec __attribute__((vector_size(16)));
 #define splat(x) ((vec){(x), (x), (x), (x)})
 #define fma_(a, b, c) ((a) * (b) + (c))
+#define to_query(x) (x)
 
 #include "layer.h"
+
+#include "attention.h"
 
 static void tile(int rows, int panels, const Linear *const linears[PANELS], const int32_t panel[PANELS],
                  const uint8_t *const weights[PANELS], const Rows *x, int32_t row, int32_t first, int32_t last,
@@ -54,7 +58,7 @@ static void tile(int rows, int panels, const Linear *const linears[PANELS], cons
 
 static void multiply_block(const Linear *const linears[PANELS], const int32_t panel[PANELS], int32_t panels,
                            const Quantized *x, int32_t row, int32_t rows, float y[][PANELS * PANEL]) {
-    multiply_by_tiles(tile, NULL, linears, panel, panels, x, row, rows, y);
+    multiply_by_tiles(tile, NULL, NULL, linears, panel, panels, x, row, rows, y);
 }
 
 const Kernels chuan_portable = {"portable", UNIT, OFFSET, linear_space, run_linear, layer_space, run_layer};
