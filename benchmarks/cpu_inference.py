@@ -72,11 +72,16 @@ def main() -> int:
 
 
 def install_peers(folder: Path) -> str:
-    """An environment with the peers, llama.cpp built for this very processor; its Python."""
+    """An environment with the peers, llama.cpp built for this very processor; its Python.
+
+    Its own use of AMX ends in a segmentation fault (ggml-org/llama.cpp, issue 20824), so it is built without.
+    """
     python = folder / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        install = ["env", "CMAKE_ARGS=-DGGML_NATIVE=ON", python, "-m", "pip", "install", "--quiet"]
+        flags = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16" if torch.cpu.get_capabilities().get("amx_int8") else ""
+        cmake = f"-DGGML_NATIVE=ON '-DCMAKE_C_FLAGS={flags}' '-DCMAKE_CXX_FLAGS={flags}'"
+        install = ["env", f"CMAKE_ARGS={cmake}", python, "-m", "pip", "install", "--quiet"]
         native = ["--no-binary", "llama-cpp-python", "llama-cpp-python"]
         subprocess.run([*install, *native, "openvino", "numpy", "matplotlib"], check=True)
     return str(python)
@@ -85,7 +90,8 @@ def install_peers(folder: Path) -> str:
 def name_processor() -> str:
     """The kind of processor that the bars are given for, and its maker."""
     capabilities = torch.cpu.get_capabilities()
-    kind = next((kind for kind in ("avx512_vnni", "avx2") if capabilities.get(kind)), "other")
+    names = {"amx": "amx_int8", "avx512_vnni": "avx512_vnni", "avx2": "avx2"}
+    kind = next((kind for kind, name in names.items() if capabilities.get(name)), "other")
     vendor = re.search(r"^vendor_id\s*:\s*(\S+)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     makers = {"GenuineIntel": "intel", "AuthenticAMD": "amd"}
     return f"{kind}-{makers.get(vendor[1], 'other') if vendor else 'other'}"

@@ -15,7 +15,12 @@ from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).parents[1] / "docs"
-FEATURES = {"avx512_vnni": "with AVX-512 VNNI", "avx2": "with AVX2 only", "other": "with other instructions"}
+FEATURES = {
+    "amx": "with AMX",
+    "avx512_vnni": "with AVX-512 VNNI",
+    "avx2": "with AVX2 only",
+    "other": "with other instructions",
+}
 MAKERS = {"intel": "an Intel processor", "amd": "an AMD processor", "other": "another processor"}
 MARGIN = 0.7e9
 MANY_PAGES = 10_000  # of the disk, in a measurement
@@ -35,7 +40,7 @@ class Comparison:
 
 
 def _compare(row: str, what: str, peer: str, name: str, vnni: float, avx2: float) -> Comparison:
-    return Comparison(row, what, peer, name, {"avx512_vnni": vnni, "avx2": avx2})
+    return Comparison(row, what, peer, name, {"amx": vnni, "avx512_vnni": vnni, "avx2": avx2})
 
 
 FASTER = (

@@ -131,8 +131,8 @@ class Peer:
         for precision, group in itertools.product(kinds, GROUPS):
             request = core.compile_model(model, "CPU", _options(group, precision)).create_infer_request()
             self._time_prefill(request, tokens)
-            prefill = min(self._time_prefill(request, tokens) for _ in range(2))
-            decode = self._time_decode(request, context, 4, sequences)
+            prefill = min(self._time_prefill(request, tokens) for _ in range(5))
+            decode = min(self._time_decode(request, context, 4, sequences) for _ in range(3))
             tried.append({"group": group, "precision": precision, "prefill": prefill, "decode": decode})
         best = {phase: min(tried, key=lambda trial: trial[phase]) for phase in ("prefill", "decode")}
         chosen = {phase: {key: trial[key] for key in ("group", "precision")} for phase, trial in best.items()}

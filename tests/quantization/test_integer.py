@@ -30,7 +30,7 @@ def list_kernels() -> list[str]:
 
 KERNELS = list_kernels()
 every_kernel = pytest.mark.parametrize("name", KERNELS)
-SHAPES = [(1, 16, 64), (1, 5, 3), (2, 48, 576), (5, 100, 576), (7, 33, 100), (13, 200, 1536), (270, 40, 200)]
+SHAPES = [(1, 16, 64), (1, 5, 3), (2, 48, 576), (5, 100, 576), (7, 33, 100), (13, 200, 1536), (37, 72, 1100), (270, 40, 200)]
 
 
 def draw(rows: int, width: int, seed: int = 0) -> torch.Tensor:
@@ -85,7 +85,7 @@ def test_eight_bits_equal_torch_bit_for_bit(name, shape, packed):
 
 @every_kernel
 @pytest.mark.parametrize("group", [32, 64, 128])
-@pytest.mark.parametrize(("rows", "outputs", "groups"), [(1, 16, 1), (3, 20, 3), (6, 96, 4), (17, 50, 9)])
+@pytest.mark.parametrize(("rows", "outputs", "groups"), [(1, 16, 1), (3, 20, 3), (6, 96, 4), (17, 50, 9), (45, 50, 9), (300, 20, 5)])
 def test_four_bits_equal_torch_bit_for_bit(name, group, rows, outputs, groups):
     width = group * groups
     linear, x = four_bits(outputs, width, group), draw(rows, width)
@@ -95,7 +95,7 @@ def test_four_bits_equal_torch_bit_for_bit(name, group, rows, outputs, groups):
 
 
 @every_kernel
-@pytest.mark.parametrize("rows", [1, 5, 11])
+@pytest.mark.parametrize("rows", [1, 5, 11, 50])
 def test_extreme_values_are_integer_arithmetic(name, rows):
     """Every product at its largest: what saturates somewhere shows here. All scales are 1."""
     width, outputs = 1024, 32
@@ -118,11 +118,12 @@ def test_extreme_values_are_integer_arithmetic(name, rows):
 @pytest.mark.parametrize("bits", [8, 4])
 def test_a_row_does_not_depend_on_its_company(name, bits):
     linear = eight_bits(72, 320) if bits == 8 else four_bits(72, 320, 32)
-    x = draw(23, 320)
+    x = draw(75, 320)
     together = run(name, linear, x)
-    for row in range(23):
+    for row in range(75):
         assert torch.equal(run(name, linear, x[row : row + 1]), together[row : row + 1])
-    assert torch.equal(run(name, linear, x[5:14]), together[5:14])
+    for first, last in ((5, 14), (20, 43), (3, 55)):
+        assert torch.equal(run(name, linear, x[first:last]), together[first:last])
 
 
 @every_kernel

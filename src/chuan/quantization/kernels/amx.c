@@ -1,7 +1,7 @@
 /* Advanced Matrix Extensions: tdpbssd multiplies 16 rows of 64 signed bytes by 64 x 16 of them, exactly, in the time of 16
  * instructions of vpdpbusd, each of which does a sixteenth of it.
  *
- * A panel's group of 64 inputs lies as a tile wants it. Products of a few rows stay with VNNI. */
+ * A panel's group of 64 inputs lies as a tile wants it. Products of FEW rows stay with VNNI. */
 #include "kernels.h"
 
 #if defined(HAS_AMX)
@@ -17,6 +17,7 @@
 typedef uint16_t query;
 #include "avx512.h"
 
+#define FEW 32 /* rows, up to which VNNI is faster, which takes the weights as they are packed */
 #define SUMS 4 /* of groups, that are kept until they are scaled */
 
 /* What ldtilecfg reads. */
@@ -49,15 +50,18 @@ static void widen(const Linear *linear, const uint8_t *weights, int32_t inputs, 
         }
 }
 
-/* out (16 rows from `from` to `to`) += sums of a group, times its scales. */
+/* A row's sums of a group, times its scales. */
+INLINE __m512 scaled(const int bits, const int32_t sums[PANEL], __m512 scale, float factor) {
+    const __m512 f = _mm512_set1_ps(factor), sum = _mm512_cvtepi32_ps(_mm512_load_si512(sums));
+    return _mm512_mul_ps(sum, bits == 8 ? f : _mm512_mul_ps(f, scale));
+}
+
+/* out (16 rows, from `from` to `to`) += the scaled sums of a group. */
 INLINE void add_scaled(const int from, const int to, const int bits, const int32_t sums[ROWS][PANEL], __m512 scale,
                        const float *factor, int32_t groups, __m512 out[ROWS]) {
 #pragma GCC unroll 16
-    for (int m = from; m < to; m++) {
-        const __m512 f = _mm512_set1_ps(factor[(size_t)m * groups]);
-        const __m512 sum = _mm512_cvtepi32_ps(_mm512_load_si512(sums[m]));
-        out[m] = _mm512_add_ps(out[m], _mm512_mul_ps(sum, bits == 8 ? f : _mm512_mul_ps(f, scale)));
-    }
+    for (int m = from; m < to; m++)
+        out[m] = _mm512_add_ps(out[m], scaled(bits, sums[m], scale, factor[(size_t)m * groups]));
 }
 
 /* A group's scales of a panel, at 4 bits. */
@@ -178,10 +182,8 @@ INLINE void add_wide_seconds(const int bits, const Linear *const linears[PANELS]
         }
         for (int32_t m = 0; m < step.rows; m++) {
             float *to = y[x->having[place + (size_t)m * groups]] + step.panel * PANEL;
-            const float *factor = x->second.scale + place + (size_t)m * groups;
-            __m512 out[1] = {_mm512_loadu_ps(to)};
-            add_scaled(0, 1, bits, (const int32_t(*)[PANEL])sums[s % SUMS][m], scale, factor, 0, out);
-            _mm512_storeu_ps(to, out[0]);
+            const __m512 more = scaled(bits, sums[s % SUMS][m], scale, x->second.scale[place + (size_t)m * groups]);
+            _mm512_storeu_ps(to, _mm512_add_ps(_mm512_loadu_ps(to), more));
         }
     }
 }
@@ -197,12 +199,12 @@ static void wide_seconds(const Linear *const linears[PANELS], const int32_t pane
 
 static void multiply_block(const Linear *const linears[PANELS], const int32_t panel[PANELS], int32_t panels,
                            const Quantized *x, int32_t row, int32_t rows, float y[][PANELS * PANEL]) {
-    if (rows <= TILE_ROWS) {
-        multiply_by_tiles(tile, NULL, NULL, linears, panel, panels, x, row, rows, y);
+    if (rows <= FEW) {
+        multiply_by_tiles(tile, TILE_ROWS, NULL, NULL, linears, panel, panels, x, row, rows, y);
         return;
     }
     set_tiles(x->first.group);
-    multiply_by_tiles(wide_tile, widen, wide_seconds, linears, panel, panels, x, row, rows, y);
+    multiply_by_tiles(wide_tile, ROWS, widen, wide_seconds, linears, panel, panels, x, row, rows, y);
     _tile_release(); /* others in this process have shapes of their own */
 }
 

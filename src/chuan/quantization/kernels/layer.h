@@ -207,11 +207,11 @@ static void quantize(Quantized *x, int32_t rows, const float *values, int32_t co
     for (int32_t group = 0; group < groups; group++) gather_seconds(x, rows, group);
 }
 
-/* How many rows the next tile takes: as even a split as possible, because small tiles are slow; but those that lie
- * TOGETHER are not split. */
-INLINE int32_t next_rows(int32_t left) {
-    if (TOGETHER > 1) return smaller(left, TOGETHER);
-    const int32_t tiles = (left + ROWS - 1) / ROWS;
+/* How many rows the next tile takes, of `left` and at most `most`: as even a split as possible, because small tiles are
+ * slow; but none goes beyond the rows that lie TOGETHER. */
+INLINE int32_t next_rows(int32_t left, const int32_t most) {
+    if (TOGETHER > 1) return smaller(left, most);
+    const int32_t tiles = (left + most - 1) / most;
     return (left + tiles - 1) / tiles;
 }
 
@@ -223,7 +223,7 @@ static __attribute__((noinline)) void pack_block(const Linear *linear, int32_t p
 
 /* y (M, P * 16) += the second digits of some groups, for the rows of a ROW_BLOCK that have them; as many at a time as a
  * tile takes. `weights` are those groups of each panel. */
-INLINE void add_seconds(tile_function *tile, const Linear *const linears[PANELS], const int32_t panel[PANELS],
+INLINE void add_seconds(tile_function *tile, const int32_t most, const Linear *const linears[PANELS], const int32_t panel[PANELS],
                         int32_t panels, const uint8_t *const weights[PANELS], const Quantized *x, int32_t row,
                         int32_t first, int32_t last, float y[][PANELS * PANEL]) {
     const size_t groups = (size_t)x->second.groups;
@@ -235,7 +235,7 @@ INLINE void add_seconds(tile_function *tile, const Linear *const linears[PANELS]
         for (int32_t done = 0, step; done < count; done += step) {
             const uint8_t *having = x->having + (size_t)(row + done) * groups + group;
             float some[ROWS][PANELS * PANEL] __attribute__((aligned(64)));
-            step = next_rows(count - done);
+            step = next_rows(count - done, most);
             for (int32_t m = 0; m < step; m++) memcpy(some[m], y[having[m * groups]], sizeof some[m]);
             tile(step, panels, linears, panel, of_group, &x->second, row + done, group, group + 1, some);
             for (int32_t m = 0; m < step; m++) memcpy(y[having[m * groups]], some[m], sizeof some[m]);
@@ -261,11 +261,11 @@ INLINE void fetch_part(const uint8_t *const ahead[PANELS], int32_t panels, size_
         for (size_t i = from / 64 * 64; i < to; i += 64) __builtin_prefetch(ahead[p] + i, 0, 2);
 }
 
-/* `multiply_block` by tiles of one kind: for weights as they are packed or, with `widen` and `wide_seconds`, as signed
+/* `multiply_block` by tiles of one kind, of at most so many rows: for weights as they are packed or, with `widen` and `wide_seconds`, as signed
  * bytes. A few inputs at a time, so that what is read of the panels stays in the first cache while all rows pass by: their first digits, then
  * the second ones. */
-INLINE void multiply_by_tiles(tile_function *tile, widen_function *widen, seconds_function *wide_seconds,
-                              const Linear *const linears[PANELS], const int32_t panel[PANELS], int32_t panels,
+INLINE void multiply_by_tiles(tile_function *tile, const int32_t most, widen_function *widen,
+                              seconds_function *wide_seconds, const Linear *const linears[PANELS], const int32_t panel[PANELS], int32_t panels,
                               const Quantized *x, int32_t row, int32_t rows, float y[][PANELS * PANEL]) {
     const int32_t groups = x->first.groups, block = INPUTS / x->first.group;
     uint8_t packed[PANELS][INPUTS * PANEL] __attribute__((aligned(64))); /* of weights that are not packed so yet */
@@ -288,14 +288,14 @@ INLINE void multiply_by_tiles(tile_function *tile, widen_function *widen, second
             weights[p] = packed[p];
         }
         for (int32_t m = 0, step; m < rows; m += step) {
-            step = next_rows(rows - m);
+            step = next_rows(rows - m, most);
             if (widen != NULL) fetch_part(ahead, panels, bytes, m, rows);
             tile(step, panels, linears, panel, weights, &x->first, row + m, first, last, y + m);
         }
         if (wide_seconds != NULL)
             wide_seconds(linears, panel, panels, weights, x, row, first, last, y);
         else
-            add_seconds(tile, linears, panel, panels, weights, x, row, first, last, y);
+            add_seconds(tile, most, linears, panel, panels, weights, x, row, first, last, y);
     }
     for (int32_t p = 0; p < panels; p++)
         for (int32_t m = 0; m < rows; m++) finish(linears[p], panel[p], y[m] + p * PANEL);
@@ -405,6 +405,10 @@ static void place(const Shape *shape, const Batch *batch, float *queries, float 
             }
             for (int32_t d = 0; d < size; d++)
                 to_values[(slot / 2 * size + d) * 2 + slot % 2] = to_bfloat16(value[d]);
+            if (row + 1 < sequence->rows) continue;
+            /* What a page's last owner left behind the last token is multiplied by zero, and may not be finite. */
+            for (int32_t next = slot + 1; next < pad(slot + 1, 32); next++)
+                for (int32_t d = 0; d < size; d++) to_values[(next / 2 * size + d) * 2 + next % 2] = 0;
         }
     }
 #pragma omp barrier
