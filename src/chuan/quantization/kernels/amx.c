@@ -12,7 +12,7 @@
 #endif
 #define ROWS 16
 #define TOGETHER 16
-#define ATTENTION_ROWS 16
+#define ATTENTION_ROWS 32
 #define to_query(x) to_bfloat16(x)
 typedef uint16_t query;
 #include "avx512.h"
@@ -208,47 +208,74 @@ static void multiply_block(const Linear *const linears[PANELS], const int32_t pa
     _tile_release(); /* others in this process have shapes of their own */
 }
 
-/* For attention tiles 0 and 1 hold queries or probabilities, 2 and 3 keys or values, 4 to 7 sums; 1 and 3 hold what is
- * left of a head whose width is no multiple of 32. */
+/* For attention tiles 0 and 1 hold queries or probabilities of 16 rows each, 2 keys or values, 4 and 5 sums; 3 and 6 hold
+ * queries and keys of what is left of a head whose width is no multiple of 32. */
 static void begin_pages(const Shape *shape) {
     const int32_t left = shape->head_dim % 32;
     TileShapes shapes = {.palette = 1};
-    for (int t = 0; t < 8; t++) shapes.row_bytes[t] = 64, shapes.rows[t] = 16;
-    if (left > 0) shapes.row_bytes[1] = (uint16_t)(left * 2), shapes.rows[3] = (uint8_t)(left / 2);
+    for (int t = 0; t < 7; t++) shapes.row_bytes[t] = 64, shapes.rows[t] = 16;
+    if (left > 0) shapes.row_bytes[3] = (uint16_t)(left * 2), shapes.rows[6] = (uint8_t)(left / 2);
     _tile_loadconfig(&shapes);
 }
 
 static void end_pages(void) { _tile_release(); }
 
-/* Scores of 16 tokens, from the token `place` of a page on, into a tile; `size` inputs at a time and what is left. */
-#define SCORE(sum, place)                                                                      \
-    _tile_zero(sum);                                                                           \
-    for (int32_t d = 0; d < whole; d += 32) {                                                  \
-        _tile_loadd(0, queries + d, size * 2);                                                 \
-        _tile_loadd(2, keys + ((size_t)d / 2 * PAGE + (place)) * 2, PAGE * 4);                 \
-        _tile_dpbf16ps(sum, 0, 2);                                                             \
-    }                                                                                          \
-    if (whole < size) {                                                                        \
-        _tile_loadd(1, queries + whole, size * 2);                                             \
-        _tile_loadd(3, keys + ((size_t)whole / 2 * PAGE + (place)) * 2, PAGE * 4);             \
-        _tile_dpbf16ps(sum, 1, 3);                                                             \
-    }                                                                                          \
-    _tile_stored(sum, scores[0] + (place), PAGE * 4);
+/* scores (32 rows, PAGE) of 16 tokens, from the token `place` of a page on. Keys are loaded once for both halves of the rows. */
+INLINE void score(const uint16_t *queries, const uint16_t *keys, int32_t size, int32_t place, int both,
+                  float scores[ATTENTION_ROWS][PAGE]) {
+    const int32_t whole = size / 32 * 32;
+    const uint16_t *later = queries + ROWS * size, *tokens = keys + place * 2;
+    _tile_zero(4);
+    _tile_zero(5);
+    for (int32_t d = 0; d < whole; d += 32) {
+        _tile_loadd(2, tokens + (size_t)d * PAGE, PAGE * 4);
+        _tile_loadd(0, queries + d, size * 2);
+        _tile_dpbf16ps(4, 0, 2);
+        if (!both) continue;
+        _tile_loadd(1, later + d, size * 2);
+        _tile_dpbf16ps(5, 1, 2);
+    }
+    if (whole < size) {
+        _tile_loadd(6, tokens + (size_t)whole * PAGE, PAGE * 4);
+        _tile_loadd(3, queries + whole, size * 2);
+        _tile_dpbf16ps(4, 3, 6);
+        if (both) {
+            _tile_loadd(3, later + whole, size * 2);
+            _tile_dpbf16ps(5, 3, 6);
+        }
+    }
+    _tile_stored(4, scores[0] + place, PAGE * 4);
+    if (both) _tile_stored(5, scores[ROWS] + place, PAGE * 4);
+}
+
+/* sums (32 rows, D), its 16 columns from `d` on, += probabilities by values, of 32 tokens or of all. */
+INLINE void add_values(const uint16_t probabilities[ATTENTION_ROWS][PAGE], const uint16_t *values, int32_t size, int32_t d,
+                       int32_t tokens, int both, float *sums) {
+    _tile_loadd(4, sums + d, size * 4);
+    if (both) _tile_loadd(5, sums + ROWS * size + d, size * 4);
+    for (int32_t t = 0; t < tokens; t += 32) {
+        _tile_loadd(2, values + (size_t)t * size + d * 2, size * 4);
+        _tile_loadd(0, probabilities[0] + t, PAGE * 2);
+        _tile_dpbf16ps(4, 0, 2);
+        if (!both) continue;
+        _tile_loadd(1, probabilities[ROWS] + t, PAGE * 2);
+        _tile_dpbf16ps(5, 1, 2);
+    }
+    _tile_stored(4, sums + d, size * 4);
+    if (both) _tile_stored(5, sums + ROWS * size + d, size * 4);
+}
 
 /* Queries and probabilities are rounded to bfloat16, as keys and values are; products are added up in float32. A row's
  * sums do not depend on the others of its tile; those of rows that are not there are not looked at. */
 static void attend_page(const Shape *shape, const Batch *batch, size_t page, int32_t start, int32_t row, int32_t count,
                         Attention *task) {
-    const int32_t size = shape->head_dim, whole = size / 32 * 32;
-    const int32_t columns = pad(smaller(task->seen[row + count - 1] - start, PAGE), 16);
-    const uint16_t *queries = task->queries + row * size, *keys = batch->keys + page, *values = batch->values + page;
+    const int32_t size = shape->head_dim, columns = pad(smaller(task->seen[row + count - 1] - start, PAGE), 16);
+    const int both = count > ROWS;
     float *sums = task->sums + row * size;
-    float scores[ROWS][PAGE] __attribute__((aligned(64)));
-    uint16_t probabilities[ROWS][PAGE] __attribute__((aligned(64)));
-    SCORE(4, 0)
-    if (columns > 16) { SCORE(5, 16) }
-    if (columns > 32) { SCORE(6, 32) }
-    if (columns > 48) { SCORE(7, 48) }
+    float scores[ATTENTION_ROWS][PAGE] __attribute__((aligned(64)));
+    uint16_t probabilities[ATTENTION_ROWS][PAGE] __attribute__((aligned(64)));
+    for (int32_t place = 0; place < columns; place += 16)
+        score(task->queries + row * size, batch->keys + page, size, place, both, scores);
     memset(probabilities, 0, sizeof probabilities); /* of tokens, and rows, that are not there */
     for (int32_t r = 0; r < count; r++) {
         const int32_t valid = smaller(task->seen[row + r] - start, columns);
@@ -258,18 +285,8 @@ static void attend_page(const Shape *shape, const Batch *batch, size_t page, int
             memcpy(probabilities[r] + t, &rounded, sizeof rounded);
         }
     }
-    for (int32_t d = 0; d < size; d += 16) {
-        _tile_loadd(4, sums + d, size * 4);
-        _tile_loadd(0, probabilities[0], PAGE * 2);
-        _tile_loadd(2, values + (size_t)d * 2, size * 4);
-        _tile_dpbf16ps(4, 0, 2);
-        if (columns > 32) {
-            _tile_loadd(0, probabilities[0] + 32, PAGE * 2);
-            _tile_loadd(2, values + ((size_t)16 * size + d) * 2, size * 4);
-            _tile_dpbf16ps(4, 0, 2);
-        }
-        _tile_stored(4, sums + d, size * 4);
-    }
+    for (int32_t d = 0; d < size; d += 16)
+        add_values(probabilities, batch->values + page, size, d, columns, both, sums);
 }
 
 const Kernels chuan_amx = {"amx", UNIT, OFFSET, linear_space, run_linear, layer_space, run_layer};

@@ -319,7 +319,7 @@ static void multiply(const Linear *linear, const Quantized *x, int32_t rows, flo
                 if (add)
                     for (int32_t n = 0; n < columns; n++) to[n] += out[m][n];
                 else
-                    memcpy(to, out[m], (size_t)columns * sizeof(float));
+                    for (int32_t n = 0; n < columns; n++) to[n] = out[m][n];
             }
         }
     }
