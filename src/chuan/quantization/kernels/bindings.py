@@ -169,8 +169,8 @@ def open_kernels(wanted: str | None) -> NativeKernels | None:
     address = library.chuan_choose(None if wanted is None else wanted.encode())
     if not address:
         raise ChuanError(
-            f"{SETTING}={wanted!r:.40} is not among amx, avx512_vnni, avx2, portable and torch, or this processor lacks it; "
-            "unset it"
+            f"{SETTING}={wanted!r:.40} is not among amx, avx512_vnni, avx2, portable and torch, or this processor "
+            "lacks it; unset it"
         )
     return NativeKernels(library, address)
 
