@@ -20,6 +20,9 @@ typedef uint16_t query;
 #define FEW 32 /* rows, up to which VNNI is faster, which takes the weights as they are packed */
 #define SUMS 4 /* of groups, that are kept until they are scaled */
 
+/* What tiles are loaded from is written before: GCC's intrinsics do not say what they read. */
+#define SETTLE() __asm__ volatile("" ::: "memory")
+
 /* What ldtilecfg reads. */
 typedef struct {
     uint8_t palette, start, reserved[14];
@@ -33,6 +36,7 @@ static void set_tiles(int32_t group) {
     TileShapes shapes = {.palette = 1};
     for (int t = 0; t < 6; t++) shapes.row_bytes[t] = 64, shapes.rows[t] = 16;
     for (int t = 0; t < 4; t += 2) shapes.row_bytes[t] = (uint16_t)inputs, shapes.rows[t + 1] = (uint8_t)(inputs / 4);
+    SETTLE();
     _tile_loadconfig(&shapes);
 }
 
@@ -113,6 +117,7 @@ INLINE void wide_tile_of(const int bits, int rows, int panels, const Linear *con
     const int32_t steps = panels * count;
     int32_t next_panel = 0, next_group = 0, step = 0;
     __m512 scale = _mm512_setzero_ps(), out[ROWS];
+    SETTLE();
     MULTIPLY(4, 0, 1)
     if (steps > 1) MULTIPLY(5, 2, 3)
     _tile_stored(4, sums[0], sizeof sums[0][0]);
@@ -165,6 +170,7 @@ INLINE void add_wide_seconds(const int bits, const Linear *const linears[PANELS]
         for (int32_t done = 0; done < counts[g]; done += ROWS)
             for (int32_t p = 0; p < panels; p++)
                 steps[count++] = (Step){(int16_t)g, (int16_t)done, (int16_t)p, (int16_t)smaller(counts[g] - done, ROWS)};
+    SETTLE();
     if (count > 0) MULTIPLY_SECONDS(4, 0, 1, steps[0])
     if (count > 1) MULTIPLY_SECONDS(5, 2, 3, steps[1])
     if (count > 0) _tile_stored(4, sums[0], sizeof sums[0][0]);
@@ -215,6 +221,7 @@ static void begin_pages(const Shape *shape) {
     TileShapes shapes = {.palette = 1};
     for (int t = 0; t < 7; t++) shapes.row_bytes[t] = 64, shapes.rows[t] = 16;
     if (left > 0) shapes.row_bytes[3] = (uint16_t)(left * 2), shapes.rows[6] = (uint8_t)(left / 2);
+    SETTLE();
     _tile_loadconfig(&shapes);
 }
 
@@ -274,6 +281,7 @@ static void attend_page(const Shape *shape, const Batch *batch, size_t page, int
     float *sums = task->sums + row * size;
     float scores[ATTENTION_ROWS][PAGE] __attribute__((aligned(64)));
     uint16_t probabilities[ATTENTION_ROWS][PAGE] __attribute__((aligned(64)));
+    SETTLE();
     for (int32_t place = 0; place < columns; place += 16)
         score(task->queries + row * size, batch->keys + page, size, place, both, scores);
     memset(probabilities, 0, sizeof probabilities); /* of tokens, and rows, that are not there */
@@ -285,6 +293,7 @@ static void attend_page(const Shape *shape, const Batch *batch, size_t page, int
             memcpy(probabilities[r] + t, &rounded, sizeof rounded);
         }
     }
+    SETTLE();
     for (int32_t d = 0; d < size; d += 16)
         add_values(probabilities, batch->values + page, size, d, columns, both, sums);
 }
