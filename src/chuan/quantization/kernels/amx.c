@@ -6,16 +6,18 @@
 
 #if defined(HAS_AMX)
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,avx512bf16,amx-tile,amx-int8,amx-bf16"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,amx-tile,amx-int8"))), apply_to = function)
 #else
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,avx512bf16,amx-tile,amx-int8,amx-bf16")
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,amx-tile,amx-int8")
 #endif
 #define ROWS 16
 #define TOGETHER 16
-#define ATTENTION_ROWS 32
-#define to_query(x) to_bfloat16(x)
-typedef uint16_t query;
+#define ATTENTION_ROWS 4
+#define to_query(x) (x)
+typedef float query;
 #include "avx512.h"
+
+#include "attention.h"
 
 #define FEW 32 /* rows, up to which VNNI is faster, which takes the weights as they are packed */
 #define SUMS 4 /* of groups, that are kept until they are scaled */
@@ -212,90 +214,6 @@ static void multiply_block(const Linear *const linears[PANELS], const int32_t pa
     set_tiles(x->first.group);
     multiply_by_tiles(wide_tile, ROWS, widen, wide_seconds, linears, panel, panels, x, row, rows, y);
     _tile_release(); /* others in this process have shapes of their own */
-}
-
-/* For attention tiles 0 and 1 hold queries or probabilities of 16 rows each, 2 keys or values, 4 and 5 sums; 3 and 6 hold
- * queries and keys of what is left of a head whose width is no multiple of 32. */
-static void begin_pages(const Shape *shape) {
-    const int32_t left = shape->head_dim % 32;
-    TileShapes shapes = {.palette = 1};
-    for (int t = 0; t < 7; t++) shapes.row_bytes[t] = 64, shapes.rows[t] = 16;
-    if (left > 0) shapes.row_bytes[3] = (uint16_t)(left * 2), shapes.rows[6] = (uint8_t)(left / 2);
-    SETTLE();
-    _tile_loadconfig(&shapes);
-}
-
-static void end_pages(void) { _tile_release(); }
-
-/* scores (32 rows, PAGE) of 16 tokens, from the token `place` of a page on. Keys are loaded once for both halves of the rows. */
-INLINE void score(const uint16_t *queries, const uint16_t *keys, int32_t size, int32_t place, int both,
-                  float scores[ATTENTION_ROWS][PAGE]) {
-    const int32_t whole = size / 32 * 32;
-    const uint16_t *later = queries + ROWS * size, *tokens = keys + place * 2;
-    _tile_zero(4);
-    _tile_zero(5);
-    for (int32_t d = 0; d < whole; d += 32) {
-        _tile_loadd(2, tokens + (size_t)d * PAGE, PAGE * 4);
-        _tile_loadd(0, queries + d, size * 2);
-        _tile_dpbf16ps(4, 0, 2);
-        if (!both) continue;
-        _tile_loadd(1, later + d, size * 2);
-        _tile_dpbf16ps(5, 1, 2);
-    }
-    if (whole < size) {
-        _tile_loadd(6, tokens + (size_t)whole * PAGE, PAGE * 4);
-        _tile_loadd(3, queries + whole, size * 2);
-        _tile_dpbf16ps(4, 3, 6);
-        if (both) {
-            _tile_loadd(3, later + whole, size * 2);
-            _tile_dpbf16ps(5, 3, 6);
-        }
-    }
-    _tile_stored(4, scores[0] + place, PAGE * 4);
-    if (both) _tile_stored(5, scores[ROWS] + place, PAGE * 4);
-}
-
-/* sums (32 rows, D), its 16 columns from `d` on, += probabilities by values, of 32 tokens or of all. */
-INLINE void add_values(const uint16_t probabilities[ATTENTION_ROWS][PAGE], const uint16_t *values, int32_t size, int32_t d,
-                       int32_t tokens, int both, float *sums) {
-    _tile_loadd(4, sums + d, size * 4);
-    if (both) _tile_loadd(5, sums + ROWS * size + d, size * 4);
-    for (int32_t t = 0; t < tokens; t += 32) {
-        _tile_loadd(2, values + (size_t)t * size + d * 2, size * 4);
-        _tile_loadd(0, probabilities[0] + t, PAGE * 2);
-        _tile_dpbf16ps(4, 0, 2);
-        if (!both) continue;
-        _tile_loadd(1, probabilities[ROWS] + t, PAGE * 2);
-        _tile_dpbf16ps(5, 1, 2);
-    }
-    _tile_stored(4, sums + d, size * 4);
-    if (both) _tile_stored(5, sums + ROWS * size + d, size * 4);
-}
-
-/* Queries and probabilities are rounded to bfloat16, as keys and values are; products are added up in float32. A row's
- * sums do not depend on the others of its tile; those of rows that are not there are not looked at. */
-static void attend_page(const Shape *shape, const Batch *batch, size_t page, int32_t start, int32_t row, int32_t count,
-                        Attention *task) {
-    const int32_t size = shape->head_dim, columns = pad(smaller(task->seen[row + count - 1] - start, PAGE), 16);
-    const int both = count > ROWS;
-    float *sums = task->sums + row * size;
-    float scores[ATTENTION_ROWS][PAGE] __attribute__((aligned(64)));
-    uint16_t probabilities[ATTENTION_ROWS][PAGE] __attribute__((aligned(64)));
-    SETTLE();
-    for (int32_t place = 0; place < columns; place += 16)
-        score(task->queries + row * size, batch->keys + page, size, place, both, scores);
-    memset(probabilities, 0, sizeof probabilities); /* of tokens, and rows, that are not there */
-    for (int32_t r = 0; r < count; r++) {
-        const int32_t valid = smaller(task->seen[row + r] - start, columns);
-        soften(scores[r], valid, columns, task->top + row + r, task->total + row + r, sums + r * size, size);
-        for (int32_t t = 0; t < columns; t += 16) {
-            const __m256bh rounded = _mm512_cvtneps_pbh(_mm512_load_ps(scores[r] + t));
-            memcpy(probabilities[r] + t, &rounded, sizeof rounded);
-        }
-    }
-    SETTLE();
-    for (int32_t d = 0; d < size; d += 16)
-        add_values(probabilities, batch->values + page, size, d, columns, both, sums);
 }
 
 const Kernels chuan_amx = {"amx", UNIT, OFFSET, linear_space, run_linear, layer_space, run_layer};

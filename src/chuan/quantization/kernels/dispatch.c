@@ -16,14 +16,12 @@ EXPORT extern const int32_t chuan_sizes[6];
 const int32_t chuan_sizes[6] = {sizeof(Linear), sizeof(Layer), sizeof(Shape), sizeof(Sequence), sizeof(Batch), sizeof(Kernels)};
 
 #if defined(HAS_AMX)
-/* Whether the processor multiplies tiles of bytes and of bfloat16 (and rounds vectors to that) and the system lets this
- * process: their state is large (8 KB a thread), and Linux gives it to who asks by arch_prctl(ARCH_REQ_XCOMP_PERM,
+/* Whether the processor multiplies tiles of bytes and the system lets this process: their state is large (8 KB a thread), and Linux gives it to who asks by arch_prctl(ARCH_REQ_XCOMP_PERM,
  * XFEATURE_XTILEDATA). */
 static int ask_for_tiles(void) {
     unsigned a, b, c, d;
-    const unsigned tiles = 1u << 24, bytes = 1u << 25, bfloat16 = 1u << 22, wanted = tiles | bytes | bfloat16;
+    const unsigned wanted = 1u << 24 | 1u << 25; /* AMX-TILE, AMX-INT8 */
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & wanted) != wanted) return 0;
-    if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & 1u << 5)) return 0; /* AVX512_BF16 */
     return syscall(SYS_arch_prctl, 0x1023, 18) == 0;
 }
 #endif
