@@ -13,8 +13,6 @@
 #define ROWS 16
 #define TOGETHER 16
 #define ATTENTION_ROWS 4
-#define to_query(x) (x)
-typedef float query;
 #include "avx512.h"
 
 #include "attention.h"

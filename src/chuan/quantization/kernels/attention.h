@@ -70,6 +70,3 @@ static void attend_page(const Shape *shape, const Batch *batch, size_t page, int
     }
     add_products_of(count, scores[0], PAGE, batch->values + page, size * 2, columns / 2, sums, size, size);
 }
-
-static void begin_pages(const Shape *shape) { (void)shape; }
-static void end_pages(void) {}

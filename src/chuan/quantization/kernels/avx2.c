@@ -21,12 +21,10 @@
 #define MAX_HEAD 256
 #define WIDTH 8
 typedef int16_t digit;
-typedef float query;
 typedef float vec __attribute__((vector_size(32)));
 typedef uint32_t bits_vec __attribute__((vector_size(32)));
 #define splat(x) ((vec)_mm256_set1_ps(x))
 #define fma_(a, b, c) ((vec)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
-#define to_query(x) (x)
 
 #include "layer.h"
 

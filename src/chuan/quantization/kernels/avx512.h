@@ -3,7 +3,7 @@
  *
  * The weights are the unsigned side (an int8 plus 128, a nibble as it is), so that an activation can be broadcast from
  * memory; what the offset adds is taken off beforehand, in the sum's first value. A file that includes this defines ROWS,
- * TOGETHER, ATTENTION_ROWS, `query` and `to_query`. */
+ * TOGETHER and ATTENTION_ROWS. */
 #ifndef CHUAN_AVX512_H
 #define CHUAN_AVX512_H
 

@@ -10,8 +10,6 @@
 #define ROWS 8
 #define TOGETHER 1
 #define ATTENTION_ROWS 4
-#define to_query(x) (x)
-typedef float query;
 #include "avx512.h"
 
 #include "attention.h"

@@ -1,8 +1,8 @@
 /* What surrounds the matrix products: norms, quantized activations, RoPE, attention over pages, a whole decoder layer.
  *
  * Included by each instruction set's file, which defines UNIT, OFFSET, `digit` (how an int8 activation is stored), `vec`,
- * WIDTH, fma_, ROWS, TOGETHER and PANELS, the functions `multiply_block`, `begin_pages`, `attend_page` and `end_pages`, and
- * `query` and `to_query` (how those want a query). Every row is computed alone and in one order. */
+ * WIDTH, fma_, ROWS, TOGETHER and PANELS, and the functions `multiply_block` and `attend_page` (attention.h).
+ * Every row is computed alone and in one order. */
 #include "pack.h"
 
 #include <math.h>
@@ -443,16 +443,11 @@ static void soften(float scores[PAGE], int32_t valid, int32_t columns, float *to
 
 /* Rows of one sequence and key head that are attended together, a (token, query head) pair each, and how far they are. */
 typedef struct {
-    query queries[ATTENTION_TASK * MAX_HEAD];
-    float sums[ATTENTION_TASK * MAX_HEAD];
+    float queries[ATTENTION_TASK * MAX_HEAD], sums[ATTENTION_TASK * MAX_HEAD];
     float top[ATTENTION_TASK], total[ATTENTION_TASK];
     size_t places[ATTENTION_TASK];
     int32_t seen[ATTENTION_TASK]; /* tokens before each, and itself */
 } Attention;
-
-/* Before and after some pages are attended. */
-static void begin_pages(const Shape *shape);
-static void end_pages(void);
 
 /* One page for `count` rows of the task, at most ATTENTION_ROWS; the last of them sees the most. */
 static void attend_page(const Shape *shape, const Batch *batch, size_t page, int32_t start, int32_t row, int32_t count,
@@ -468,7 +463,7 @@ static void attend_rows(const Shape *shape, const Batch *batch, const Sequence *
         task.places[r] = ((size_t)(sequence->first + row) * shape->heads + h) * size;
         task.seen[r] = sequence->past + row + 1;
         task.top[r] = -INFINITY, task.total[r] = 0;
-        for (int32_t d = 0; d < size; d++) task.queries[r * size + d] = to_query(queries[task.places[r] + d]);
+        memcpy(task.queries + r * size, queries + task.places[r], (size_t)size * sizeof(float));
     }
     memset(task.sums, 0, (size_t)count * size * sizeof(float));
     for (int32_t start = 0; start < task.seen[count - 1]; start += PAGE) {
@@ -485,7 +480,6 @@ static void attend_rows(const Shape *shape, const Batch *batch, const Sequence *
 /* Attention of every new token. All threads come here. */
 static void attend(const Shape *shape, const Batch *batch, const float *queries, float *out) {
     const int32_t kv = shape->kv_heads, shared = shape->heads / kv;
-    begin_pages(shape);
     for (int32_t index = 0; index < batch->sequences; index++) {
         const Sequence *sequence = batch->sequence + index;
         const int32_t rows = sequence->rows * shared, tasks = (rows + ATTENTION_TASK - 1) / ATTENTION_TASK;
@@ -495,7 +489,6 @@ static void attend(const Shape *shape, const Batch *batch, const float *queries,
             attend_rows(shape, batch, sequence, task % kv, first, count, queries, out);
         }
     }
-    end_pages();
 #pragma omp barrier
 }
 

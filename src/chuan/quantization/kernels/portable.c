@@ -11,12 +11,10 @@
 #define MAX_HEAD 256
 #define WIDTH 4
 typedef int16_t digit;
-typedef float query;
 typedef float vec __attribute__((vector_size(16)));
 typedef uint32_t bits_vec __attribute__((vector_size(16)));
 #define splat(x) ((vec){(x), (x), (x), (x)})
 #define fma_(a, b, c) ((a) * (b) + (c))
-#define to_query(x) (x)
 
 #include "layer.h"
 
