@@ -12,10 +12,7 @@
 #endif
 #define ROWS 16
 #define TOGETHER 16
-#define ATTENTION_ROWS 4
 #include "avx512.h"
-
-#include "attention.h"
 
 #define FEW 32 /* rows, up to which VNNI is faster, which takes the weights as they are packed */
 #define SUMS 4 /* of groups, that are kept until they are scaled */
@@ -66,13 +63,6 @@ INLINE void add_scaled(const int from, const int to, const int bits, const int32
 #pragma GCC unroll 16
     for (int m = from; m < to; m++)
         out[m] = _mm512_add_ps(out[m], scaled(bits, sums[m], scale, factor[(size_t)m * groups]));
-}
-
-/* A group's scales of a panel, at 4 bits. */
-INLINE __m512 load_scale(const Linear *linear, int32_t panel, int32_t groups, int32_t group) {
-    const uint16_t *from = linear->group_scale + ((size_t)panel * groups + group) * PANEL;
-    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
 
 /* Into a tile: the sums of a group's digits, at `from`, by a panel's weights, at `weight`. */
@@ -161,7 +151,7 @@ typedef struct {
 INLINE void add_wide_seconds(const int bits, const Linear *const linears[PANELS], const int32_t panel[PANELS],
                              int32_t panels, const uint8_t *const weights[PANELS], const Quantized *x, int32_t row,
                              int32_t first, int32_t last, float y[][PANELS * PANEL]) {
-    const int32_t group = bits == 8 ? GROUP : x->second.group, ld = group, groups = x->second.groups;
+    const int32_t group = bits == 8 ? GROUP : x->second.group, ld = row_step(&x->second), groups = x->second.groups;
     const int32_t *counts = x->count + (size_t)(row / ROW_BLOCK) * groups + first;
     Step steps[INPUTS / 32 * PANELS * (ROW_BLOCK / ROWS)];
     int32_t sums[SUMS][ROWS][PANEL] __attribute__((aligned(64)));

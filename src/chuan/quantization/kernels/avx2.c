@@ -28,8 +28,6 @@ typedef uint32_t bits_vec __attribute__((vector_size(32)));
 
 #include "layer.h"
 
-#include "attention.h"
-
 /* sums (M, 2 vectors of 8 outputs) += a group of rows by a group of one panel. */
 INLINE void add_group(const int rows, const int bits, const uint8_t *weight, const digit *x, int32_t ld, int32_t group, __m256i sums[ROWS][2]) {
     const __m256i low = _mm256_set1_epi8(15);
@@ -104,11 +102,6 @@ static void tile(int rows, int panels, const Linear *const linears[PANELS], cons
     for (int p = 0; p < panels; p++) {
         switch (rows * 16 + linears[p]->bits) { CASES(1) CASES(2) CASES(3) CASES(4) }
     }
-}
-
-static void multiply_block(const Linear *const linears[PANELS], const int32_t panel[PANELS], int32_t panels,
-                           const Quantized *x, int32_t row, int32_t rows, float y[][PANELS * PANEL]) {
-    multiply_by_tiles(tile, ROWS, NULL, NULL, linears, panel, panels, x, row, rows, y);
 }
 
 const Kernels chuan_avx2 = {"avx2", UNIT, OFFSET, linear_space, run_linear, layer_space, run_layer};

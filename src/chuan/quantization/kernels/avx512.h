@@ -2,8 +2,8 @@
  * signed bytes and adds them to an int32, exactly.
  *
  * The weights are the unsigned side (an int8 plus 128, a nibble as it is), so that an activation can be broadcast from
- * memory; what the offset adds is taken off beforehand, in the sum's first value. A file that includes this defines ROWS,
- * TOGETHER and ATTENTION_ROWS. */
+ * memory; what the offset adds is taken off beforehand, in the sum's first value. A file that includes this defines ROWS
+ * and TOGETHER. */
 #ifndef CHUAN_AVX512_H
 #define CHUAN_AVX512_H
 
@@ -12,6 +12,7 @@
 #define UNIT 4
 #define OFFSET 128
 #define PANELS 2
+#define ATTENTION_ROWS 4
 #define ATTENTION_BLOCK 4
 #define MAX_HEAD 256
 #define WIDTH 16
@@ -27,6 +28,13 @@ typedef uint32_t bits_vec __attribute__((vector_size(64)));
 #include "layer.h"
 
 #define TILE_ROWS 8
+
+/* A group's scales of a panel, at 4 bits. */
+INLINE __m512 load_scale(const Linear *linear, int32_t panel, int32_t groups, int32_t group) {
+    const uint16_t *from = linear->group_scale + ((size_t)panel * groups + group) * PANEL;
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
 
 /* sums (M, P) += four inputs of each row by four of each panel. Assembly, because GCC 12 copies every sum twice. */
 #define ADD_FOUR(weights, offset)                                                                     \
@@ -56,11 +64,7 @@ INLINE void tile_of(const int rows, const int panels, const int bits, const Line
     for (int32_t g = first; g < last; g++) {
         __m512 scale[PANELS];
 #pragma GCC unroll 8
-        for (int p = 0; p < panels && bits == 4; p++) {
-            const uint16_t *from = linears[p]->group_scale + ((size_t)panel[p] * groups + g) * PANEL;
-            const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from));
-            scale[p] = _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
-        }
+        for (int p = 0; p < panels && bits == 4; p++) scale[p] = load_scale(linears[p], panel[p], groups, g);
         const digit *digits = digits_of(x, row, g);
         const int32_t *start = x->start + at + g;
         const float *factor = x->scale + at + g;

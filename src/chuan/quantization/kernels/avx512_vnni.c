@@ -9,15 +9,7 @@
 #endif
 #define ROWS 8
 #define TOGETHER 1
-#define ATTENTION_ROWS 4
 #include "avx512.h"
-
-#include "attention.h"
-
-static void multiply_block(const Linear *const linears[PANELS], const int32_t panel[PANELS], int32_t panels,
-                           const Quantized *x, int32_t row, int32_t rows, float y[][PANELS * PANEL]) {
-    multiply_by_tiles(tile, ROWS, NULL, NULL, linears, panel, panels, x, row, rows, y);
-}
 
 const Kernels chuan_avx512_vnni = {"avx512_vnni", UNIT, OFFSET, linear_space, run_linear, layer_space, run_layer};
 

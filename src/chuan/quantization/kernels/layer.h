@@ -1,8 +1,8 @@
 /* What surrounds the matrix products: norms, quantized activations, RoPE, attention over pages, a whole decoder layer.
  *
  * Included by each instruction set's file, which defines UNIT, OFFSET, `digit` (how an int8 activation is stored), `vec`,
- * WIDTH, fma_, ROWS, TOGETHER and PANELS, and the functions `multiply_block` and `attend_page` (attention.h).
- * Every row is computed alone and in one order. */
+ * WIDTH, fma_, ROWS, TOGETHER and PANELS, and the function `tile`; where rows lie
+ * TOGETHER `multiply_block` too, for it has two kinds of tile. Every row is computed alone and in one order. */
 #include "pack.h"
 
 #include <math.h>
@@ -46,8 +46,9 @@ typedef void seconds_function(const Linear *const linears[PANELS], const int32_t
 /* Weights of some inputs of a panel as signed bytes, in the order in which int8 ones are packed. `wide` may be `weights`. */
 typedef void widen_function(const Linear *linear, const uint8_t *weights, int32_t inputs, uint8_t *wide);
 
-/* y (T', P * 16) = the product of rows `row` and on, at most ROW_BLOCK, by some panels: `multiply_by_tiles` with the tile
- * that is fastest for so many rows. */
+static tile_function tile;
+
+/* y (T', P * 16) = the product of rows `row` and on, at most ROW_BLOCK, by some panels. */
 static void multiply_block(const Linear *const linears[PANELS], const int32_t panel[PANELS], int32_t panels,
                            const Quantized *x, int32_t row, int32_t rows, float y[][PANELS * PANEL]);
 
@@ -66,9 +67,9 @@ static void *take(Space *space, size_t size) {
     return piece;
 }
 
-/* With ROWS more than are used: a tile may take all of its rows, whatever lies there. */
+/* Whole tiles of rows: one is loaded with whatever lies behind the last row. */
 static Rows take_rows(Space *space, int32_t rows, int32_t inputs) {
-    const int32_t padded = pad(rows, TOGETHER) + ROWS;
+    const int32_t padded = pad(rows, TOGETHER);
     const size_t groups = (size_t)padded * (inputs / 32);
     Rows x = {.ld = inputs + 64};
     x.digits = take(space, (size_t)padded * x.ld * sizeof(digit));
@@ -221,13 +222,18 @@ static __attribute__((noinline)) void pack_block(const Linear *linear, int32_t p
     pack_inputs(UNIT, OFFSET, linear->rows, linear->outputs, linear->width, panel * PANEL, begin, end, packed);
 }
 
+/* Of a group of a panel. */
+INLINE size_t count_group_bytes(const Linear *linear) {
+    return (size_t)linear->group * PANEL * (size_t)linear->bits / 8;
+}
+
 /* y (M, P * 16) += the second digits of some groups, for the rows of a ROW_BLOCK that have them; as many at a time as a
  * tile takes. `weights` are those groups of each panel. */
-INLINE void add_seconds(tile_function *tile, const int32_t most, const Linear *const linears[PANELS], const int32_t panel[PANELS],
-                        int32_t panels, const uint8_t *const weights[PANELS], const Quantized *x, int32_t row,
-                        int32_t first, int32_t last, float y[][PANELS * PANEL]) {
+INLINE void add_seconds(tile_function *tile, const int32_t most, const Linear *const linears[PANELS],
+                        const int32_t panel[PANELS], int32_t panels, const uint8_t *const weights[PANELS],
+                        const Quantized *x, int32_t row, int32_t first, int32_t last, float y[][PANELS * PANEL]) {
     const size_t groups = (size_t)x->second.groups;
-    const size_t group_bytes = (size_t)x->second.group * PANEL * (size_t)linears[0]->bits / 8;
+    const size_t group_bytes = count_group_bytes(linears[0]);
     for (int32_t group = first; group < last; group++) {
         const int32_t count = x->count[(size_t)(row / ROW_BLOCK) * groups + group];
         const uint8_t *of_group[PANELS];
@@ -261,12 +267,13 @@ INLINE void fetch_part(const uint8_t *const ahead[PANELS], int32_t panels, size_
         for (size_t i = from / 64 * 64; i < to; i += 64) __builtin_prefetch(ahead[p] + i, 0, 2);
 }
 
-/* `multiply_block` by tiles of one kind, of at most so many rows: for weights as they are packed or, with `widen` and `wide_seconds`, as signed
- * bytes. A few inputs at a time, so that what is read of the panels stays in the first cache while all rows pass by: their first digits, then
- * the second ones. */
+/* `multiply_block` by tiles of one kind, of at most `most` rows: for weights as they are packed or, with `widen` and
+ * `wide_seconds`, as signed bytes. A few inputs at a time, so that what is read of the panels stays in the first cache
+ * while all rows pass by: their first digits, then the second ones. */
 INLINE void multiply_by_tiles(tile_function *tile, const int32_t most, widen_function *widen,
-                              seconds_function *wide_seconds, const Linear *const linears[PANELS], const int32_t panel[PANELS], int32_t panels,
-                              const Quantized *x, int32_t row, int32_t rows, float y[][PANELS * PANEL]) {
+                              seconds_function *wide_seconds, const Linear *const linears[PANELS],
+                              const int32_t panel[PANELS], int32_t panels, const Quantized *x, int32_t row,
+                              int32_t rows, float y[][PANELS * PANEL]) {
     const int32_t groups = x->first.groups, block = INPUTS / x->first.group;
     uint8_t packed[PANELS][INPUTS * PANEL] __attribute__((aligned(64))); /* of weights that are not packed so yet */
     memset(y, 0, (size_t)rows * PANELS * PANEL * sizeof(float));
@@ -276,7 +283,7 @@ INLINE void multiply_by_tiles(tile_function *tile, const int32_t most, widen_fun
         size_t bytes = 0;
         for (int32_t p = 0; p < panels; p++) {
             const Linear *linear = linears[p];
-            const size_t group_bytes = (size_t)linear->group * PANEL * (size_t)linear->bits / 8;
+            const size_t group_bytes = count_group_bytes(linear);
             weights[p] = packed[p];
             if (linear->rows != NULL)
                 pack_block(linear, panel[p], first * linear->group, last * linear->group, packed[p]);
@@ -300,6 +307,13 @@ INLINE void multiply_by_tiles(tile_function *tile, const int32_t most, widen_fun
     for (int32_t p = 0; p < panels; p++)
         for (int32_t m = 0; m < rows; m++) finish(linears[p], panel[p], y[m] + p * PANEL);
 }
+
+#if TOGETHER == 1 /* one kind of tile */
+static void multiply_block(const Linear *const linears[PANELS], const int32_t panel[PANELS], int32_t panels,
+                           const Quantized *x, int32_t row, int32_t rows, float y[][PANELS * PANEL]) {
+    multiply_by_tiles(tile, ROWS, NULL, NULL, linears, panel, panels, x, row, rows, y);
+}
+#endif
 
 /* y (T, ld) = or += the product. All threads come here; they do not wait for each other at its end. */
 static void multiply(const Linear *linear, const Quantized *x, int32_t rows, float *y, int32_t ld, int add) {
@@ -407,11 +421,66 @@ static void place(const Shape *shape, const Batch *batch, float *queries, float 
                 to_values[(slot / 2 * size + d) * 2 + slot % 2] = to_bfloat16(value[d]);
             if (row + 1 < sequence->rows) continue;
             /* What a page's last owner left behind the last token is multiplied by zero, and may not be finite. */
-            for (int32_t next = slot + 1; next < pad(slot + 1, 32); next++)
+            for (int32_t next = slot + 1; next < pad(slot + 1, 16); next++)
                 for (int32_t d = 0; d < size; d++) to_values[(next / 2 * size + d) * 2 + next % 2] = 0;
         }
     }
 #pragma omp barrier
+}
+
+INLINE vec load(const float *from) {
+    vec v;
+    memcpy(&v, from, sizeof v);
+    return v;
+}
+
+/* Neighbouring pairs of bfloat16 as two vectors: the first of each pair, and the second. */
+INLINE void load_pairs(const uint16_t *from, vec *low, vec *high) {
+    bits_vec u;
+    memcpy(&u, from, sizeof u);
+    *low = (vec)(u << 16);
+    *high = (vec)(u & 0xffff0000u);
+}
+
+/* to (R, columns of `block` vectors) += from (R, 2 * pairs) by pairs of rows that lie side by side. */
+INLINE void add_product(const int rows, const int block, const float *from, int32_t from_ld, const uint16_t *pairs,
+                        int32_t pairs_ld, int32_t count, float *to, int32_t to_ld) {
+    vec sums[ATTENTION_ROWS][ATTENTION_BLOCK];
+    for (int r = 0; r < rows; r++)
+        for (int j = 0; j < block; j++) sums[r][j] = load(to + r * to_ld + j * WIDTH);
+    for (int32_t i = 0; i < count; i++)
+        for (int j = 0; j < block; j++) {
+            vec low, high;
+            load_pairs(pairs + (size_t)i * pairs_ld + j * WIDTH * 2, &low, &high);
+            for (int r = 0; r < rows; r++) {
+                const float a = from[r * from_ld + 2 * i], b = from[r * from_ld + 2 * i + 1];
+                sums[r][j] = fma_(splat(a), low, sums[r][j]);
+                sums[r][j] = fma_(splat(b), high, sums[r][j]);
+            }
+        }
+    for (int r = 0; r < rows; r++)
+        for (int j = 0; j < block; j++) memcpy(to + r * to_ld + j * WIDTH, &sums[r][j], sizeof(vec));
+}
+
+INLINE void add_products(const int rows, const float *from, int32_t from_ld, const uint16_t *pairs, int32_t pairs_ld,
+                         int32_t count, float *to, int32_t to_ld, int32_t columns) {
+    int32_t done = 0;
+    for (; done + ATTENTION_BLOCK * WIDTH <= columns; done += ATTENTION_BLOCK * WIDTH)
+        add_product(rows, ATTENTION_BLOCK, from, from_ld, pairs + done * 2, pairs_ld, count, to + done, to_ld);
+    for (; done < columns; done += WIDTH)
+        add_product(rows, 1, from, from_ld, pairs + done * 2, pairs_ld, count, to + done, to_ld);
+}
+
+static void add_products_of(int rows, const float *from, int32_t from_ld, const uint16_t *pairs, int32_t pairs_ld,
+                            int32_t count, float *to, int32_t to_ld, int32_t columns) {
+    switch (rows) {
+#if ATTENTION_ROWS > 2
+        case 4: add_products(4, from, from_ld, pairs, pairs_ld, count, to, to_ld, columns); break;
+        case 3: add_products(3, from, from_ld, pairs, pairs_ld, count, to, to_ld, columns); break;
+#endif
+        case 2: add_products(2, from, from_ld, pairs, pairs_ld, count, to, to_ld, columns); break;
+        default: add_products(1, from, from_ld, pairs, pairs_ld, count, to, to_ld, columns);
+    }
 }
 
 /* One page for a tile of rows: softmax so far (Milakov and Gimelshein 2018), and what it means for the sums. */
@@ -449,9 +518,20 @@ typedef struct {
     int32_t seen[ATTENTION_TASK]; /* tokens before each, and itself */
 } Attention;
 
-/* One page for `count` rows of the task, at most ATTENTION_ROWS; the last of them sees the most. */
+/* One page for `count` rows of the task, which a tile takes; the last of them sees the most. */
 static void attend_page(const Shape *shape, const Batch *batch, size_t page, int32_t start, int32_t row, int32_t count,
-                        Attention *task);
+                        Attention *task) {
+    const int32_t size = shape->head_dim, columns = pad(smaller(task->seen[row + count - 1] - start, PAGE), 16);
+    float *queries = task->queries + row * size, *sums = task->sums + row * size;
+    float scores[ATTENTION_ROWS][PAGE];
+    memset(scores, 0, sizeof scores);
+    add_products_of(count, queries, size, batch->keys + page, PAGE * 2, size / 2, scores[0], PAGE, columns);
+    for (int32_t r = 0; r < count; r++) {
+        const int32_t valid = smaller(task->seen[row + r] - start, columns);
+        soften(scores[r], valid, columns, task->top + row + r, task->total + row + r, sums + r * size, size);
+    }
+    add_products_of(count, scores[0], PAGE, batch->values + page, size * 2, columns / 2, sums, size, size);
+}
 
 /* Softmax(Q K^T) V. A page is brought into the first cache once for all `count` rows. */
 static void attend_rows(const Shape *shape, const Batch *batch, const Sequence *sequence, int32_t head, int32_t first,

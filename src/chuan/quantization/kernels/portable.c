@@ -18,8 +18,6 @@ typedef uint32_t bits_vec __attribute__((vector_size(16)));
 
 #include "layer.h"
 
-#include "attention.h"
-
 static void tile(int rows, int panels, const Linear *const linears[PANELS], const int32_t panel[PANELS],
                  const uint8_t *const weights[PANELS], const Rows *x, int32_t row, int32_t first, int32_t last,
                  float y[][PANELS * PANEL]) {
@@ -52,11 +50,6 @@ static void tile(int rows, int panels, const Linear *const linears[PANELS], cons
             }
         }
     }
-}
-
-static void multiply_block(const Linear *const linears[PANELS], const int32_t panel[PANELS], int32_t panels,
-                           const Quantized *x, int32_t row, int32_t rows, float y[][PANELS * PANEL]) {
-    multiply_by_tiles(tile, ROWS, NULL, NULL, linears, panel, panels, x, row, rows, y);
 }
 
 const Kernels chuan_portable = {"portable", UNIT, OFFSET, linear_space, run_linear, layer_space, run_layer};
